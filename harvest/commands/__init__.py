@@ -1,0 +1,1 @@
+"""The commands of stage 1, one file each."""

@@ -1,0 +1,91 @@
+"""The options that `harvest run` and `harvest plan` share, and what they resolve to."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from harvest.config import HarvestConfig
+from harvest.device import find_device
+from harvest.job import Job, prepare
+from shared.errors import RecipeError
+from shared.recipe import find_recipe, read_recipe, read_table
+from shared.registry import MODELS
+
+CACHES = Path("caches")
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+def harvest_options(command: CommandT) -> CommandT:
+    """Add the shared options to a command."""
+    options = [
+        click.option("--model", help="Alias, hub id org/name, or local folder."),
+        click.option("--dataset", help="JSONL file, alias or hub id. Default: the model's."),
+        click.option("--num-tokens", type=int, help="Training rows wanted; rounded up to whole units."),
+        click.option("--layers", help='Decoder layers, 0-based: "4 12 20".'),
+        click.option("--cache", "cache_name", help="Name under caches/, or a path. Default: from model and data."),
+        click.option("--recipe", help="Recipe of pipelines/recipes, or a .toml file."),
+        click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override a recipe's key."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option("--fresh", is_flag=True, help="Remove the cache that is there and start over (asks)."),
+        click.option("--yes", is_flag=True, help="Answer yes to --fresh."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def resolve(
+    model: str | None, dataset: str | None, num_tokens: int | None, layers: str | None, cache_name: str | None,
+    recipe: str | None, overrides: tuple[str, ...], device: str, fresh: bool, yes: bool,
+) -> tuple[Job, Path]:
+    """The job and the cache folder that the options name; options win over ``--set`` and the recipe.
+
+    Raises:
+        UserError: anything that is wrong with the options, the model or the data set.
+    """
+    raw = read_recipe(find_recipe(recipe) if recipe else None, overrides)
+    table = dict(raw.get("harvest", {}))
+    named = {"model": model, "dataset": dataset, "num_tokens": num_tokens, "layers": _parse_layers(layers)}
+    table |= {key: value for key, value in named.items() if value is not None}
+    if "model" not in table:
+        raise RecipeError(f"No model given. Expected --model (make: MODEL=) with one of {', '.join(MODELS)}, "
+                          "a hub id org/name or a local folder.")
+    config = read_table(HarvestConfig, table, "[harvest]")
+    cache = cache_path(cache_name or default_cache_name(config, recipe))
+    job = prepare(config, find_device(device))
+    if fresh and cache.exists():
+        if not yes:
+            click.confirm(f"Remove {cache} and all that is in it?", abort=True)
+        shutil.rmtree(cache)
+    return job, cache
+
+
+def cache_path(name: str) -> Path:
+    """A cache's folder: a bare name lies under caches/."""
+    return Path(name) if "/" in name or name in {".", ".."} else CACHES / name
+
+
+def default_cache_name(config: HarvestConfig, recipe: str | None) -> str:
+    """The recipe's name, or the model's with the data set's where that is not the model's own."""
+    if recipe:
+        return Path(recipe).stem
+    model = _slug(config.model)
+    return f"{model}-{_slug(Path(config.dataset).stem)}" if config.dataset else model
+
+
+def _slug(name: str) -> str:
+    tail = name.rstrip("/").split("/")[-1].lower()
+    return "".join(char if char.isalnum() or char in "._-" else "-" for char in tail).lstrip(".") or "cache"
+
+
+def _parse_layers(layers: str | None) -> list[int] | None:
+    if layers is None:
+        return None
+    try:
+        return [int(layer) for layer in layers.replace(",", " ").split()]
+    except ValueError:
+        raise RecipeError(f"--layers {layers!r}: expected layer numbers like \"4 12 20\".") from None

@@ -1,0 +1,45 @@
+"""`python -m harvest run`: plan if need be, then fill the cache."""
+
+from typing import Any
+
+import click
+import numpy as np
+
+from harvest.commands.options import harvest_options, resolve
+from harvest.commands.report import print_done, print_estimate, print_plan, typical_length
+from harvest.estimate import estimate, probe
+from harvest.opening import check_plan, open_plan, start_plan
+from harvest.run import harvest
+from shared.cache import open_cache
+from shared.layout import PLAN
+
+
+@click.command()
+@harvest_options
+@click.option("--dry-run", is_flag=True, help="Print tokens, bytes and time; write nothing into the cache.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's.")
+def run(dry_run: bool, threads: int | None, **options: Any) -> None:
+    """Fill a cache with activations. The same command again resumes; a larger --num-tokens goes on.
+
+    \b
+    Examples:
+      python -m harvest run --model llama3.2-3b-instruct
+      python -m harvest run --model smollm2-135m-instruct --dataset my.jsonl --dry-run
+    """
+    job, path = resolve(**options)
+    if dry_run and not (path / PLAN).exists():
+        plan, choice, _ = start_plan(job)
+        lengths = [len(item.encoded) for item in choice.train]
+    else:
+        plan = check_plan(job, path) if dry_run else open_plan(job, path)
+        lengths = np.diff(open_cache(path).sequence_offset[:1001]).tolist()
+    print_plan(job, plan)
+    costs = estimate(job, plan, path)
+    if costs.units and (dry_run or not job.device.is_cuda):
+        speed = probe(job, min(typical_length(lengths), job.config.max_length))
+        costs = costs.with_speed(speed)
+    print_estimate(job, plan, costs)
+    if dry_run:
+        return
+    cache = harvest(job, path, threads)
+    print_done(cache, path, job.layers)

@@ -1,0 +1,59 @@
+"""The ``[harvest]`` table of a recipe."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from harvest.template import ControlPolicy
+from shared.layout import BLOCK_ROWS, ROWS_PER_SHARD
+from shared.recipe import Table
+
+DEFAULT_DATE = "26 Jul 2024"
+
+
+class HarvestConfig(Table):
+    """What to harvest. Every field has a default that follows from the model, but ``model`` itself."""
+
+    model: str = Field(min_length=1)
+    """Alias of the registry, hub id "org/name", or a local folder with config.json and safetensors."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; resolved to a commit at first use and kept in the plan."""
+    dataset: str | None = None
+    """Alias, hub id, or a JSONL file of {"messages": [{"role", "content"}, ...]}. Default: the model's."""
+    dataset_split: str = "train"
+    """Split of a hub data set."""
+    layers: list[int] | None = Field(None, min_length=1)
+    """Decoder layers, 0-based. Default: the registry's, else those at 1/4, 1/2 and 3/4 of the depth."""
+    num_tokens: int | None = Field(None, gt=0)
+    """Training rows wanted, rounded up to whole units. A larger number later goes on from there."""
+    plan_tokens: int | Literal["all"] | None = None
+    """Training rows the plan holds at most. Default: four times num_tokens."""
+    held_out_rows: int | None = Field(None, gt=0)
+    """Rows of held-out conversations at most. Default: no limit in rows, 5,000 conversations."""
+    max_length: int = Field(8192, ge=2)
+    """Tokens after which a conversation is cut (the FAST paper's 8,192)."""
+    seed: int = 0
+    """Seed of the order of conversations."""
+    control_tokens: ControlPolicy = "escape"
+    """What becomes of control tokens that a user typed: "escape", "keep" or "reject" the conversation."""
+    template_variables: dict[str, str] = Field(default_factory=lambda: {"date_string": DEFAULT_DATE})
+    """Variables of the chat template. It never sees the clock: Llama-3's date is this one."""
+    max_skipped: float = Field(0.01, ge=0, le=1)
+    """Share of malformed rows above which nothing is harvested."""
+    rows_per_shard: int = Field(ROWS_PER_SHARD, gt=0, multiple_of=BLOCK_ROWS)
+    """Rows of a shard, which is one file a layer."""
+    batch_tokens: int | None = Field(None, gt=0)
+    """Padded tokens that go through the model at once. Default: 32,768 on CUDA, 2,048 on a CPU."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the forward pass. Auto: bfloat16 on CUDA, float32 on a CPU. Stored is bfloat16."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """transformers' attention implementation."""
+    nonfinite: Literal["keep", "error"] = "keep"
+    """Rows with a NaN or an infinity: kept, listed in the record and skipped by readers, or an error."""
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_sorted(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and any(layer < 0 for layer in layers):
+            raise ValueError("layers are numbered from 0")
+        return sorted(set(layers)) if layers else layers

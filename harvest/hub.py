@@ -1,0 +1,71 @@
+"""The model hub: repositories as local folders, and its failures as one clear line each."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from shared.errors import RecipeError, TryAgainError
+
+RepoType = Literal["model", "dataset"]
+
+_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+@contextlib.contextmanager
+def hub_errors(repo: str, repo_type: RepoType) -> Iterator[None]:
+    """Turn the hub's errors into what a user can do about them.
+
+    Raises:
+        RecipeError: unknown or gated repository. TryAgainError: the hub cannot be reached.
+    """
+    page = f"huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise RecipeError(
+            f"{repo!r} is gated: accept its licence at {page}, then log in with: hf auth login"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise RecipeError(
+            f"There is no {repo_type} {repo!r} on the hub, or it is private. Check the name at {page}; "
+            "for a private one log in with: hf auth login"
+        ) from None
+    except errors.RevisionNotFoundError as error:
+        raise RecipeError(f"{repo!r} has no such revision: {str(error).splitlines()[0]}") from None
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError) as error:
+        raise TryAgainError(
+            f"Cannot reach the model hub for {repo!r} ({type(error).__name__}). Check the network, or use local files: "
+            + ("MODEL=path/to/folder (config.json, *.safetensors, tokenizer.json)" if repo_type == "model"
+               else "DATA=my.jsonl, or DATA=chitchat for the embedded chats")
+        ) from None
+
+
+def resolve_commit(repo: str, revision: str | None, repo_type: RepoType) -> str:
+    """The 40-hex commit of a branch, tag or commit; what is cached locally answers without a network."""
+    with hub_errors(repo, repo_type):
+        try:
+            info = huggingface_hub.HfApi().repo_info(repo, revision=revision, repo_type=repo_type)
+        except (errors.OfflineModeIsEnabled, OSError):
+            cached = _cached_commit(repo, revision or "main", repo_type)
+            if cached is None:
+                raise
+            return cached
+        assert info.sha is not None
+        return info.sha
+
+
+def _cached_commit(repo: str, revision: str, repo_type: RepoType) -> str | None:
+    found = huggingface_hub.try_to_load_from_cache(
+        repo, "config.json" if repo_type == "model" else "README.md", revision=revision, repo_type=repo_type
+    )
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def download_model(repo: str, commit: str) -> Path:
+    """A model's config, tokenizer and safetensors as a local folder; never code, never pickles."""
+    with hub_errors(repo, "model"):
+        return Path(huggingface_hub.snapshot_download(repo, revision=commit, allow_patterns=_MODEL_FILES))

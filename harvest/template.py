@@ -1,0 +1,294 @@
+"""Conversation -> token ids through the model's chat template, with the kind of every token.
+
+The ids are those of ``tokenizer.apply_chat_template`` for every ordinary conversation. Where the contents
+stand in the rendered text is found with two private-use characters put around each content, inside its
+own white space (Llama's template trims); what remains after stripping them must equal the plain rendering.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+
+from harvest.conversation import Conversation, Message, Skipped
+from harvest.spans import Content, Span, find_spans
+from shared.errors import RecipeError
+from shared.tokens import TokenClass, TokenType
+
+ControlPolicy = Literal["escape", "keep", "reject"]
+Offsets = Sequence[tuple[int, int]]
+
+_PRIVATE_USE = [chr(code) for code in range(0xF0000, 0xF0008)]
+
+
+class ChatTokenizer(Protocol):
+    """What we use of a transformers tokenizer backed by the tokenizers library."""
+
+    bos_token: str | None
+    chat_template: Any
+    added_tokens_decoder: dict[int, Any]
+    backend_tokenizer: Any
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
+        """Render a conversation."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as rows of the plan; every array has one entry a token."""
+
+    token_id: npt.NDArray[np.int32]
+    token_class: npt.NDArray[np.uint8]
+    token_type: npt.NDArray[np.uint16]
+    role: npt.NDArray[np.uint8]
+    turn: npt.NDArray[np.uint16]
+
+    def __len__(self) -> int:
+        return len(self.token_id)
+
+    def cut(self, length: int) -> "Encoded":
+        """The first ``length`` tokens."""
+        return Encoded(*(getattr(self, name)[:length] for name in self.__dataclass_fields__))
+
+
+class ChatTemplate:
+    """A tokenizer's chat template with fixed variables: it never sees the clock.
+
+    Raises:
+        RecipeError: the tokenizer has no chat template, or is not one of the tokenizers library.
+    """
+
+    def __init__(
+        self, tokenizer: ChatTokenizer, variables: dict[str, str], policy: ControlPolicy = "escape"
+    ) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise RecipeError(
+                "The model's tokenizer has no chat template: a base model, or an instruct model saved without one. "
+                "Use the instruct variant of the model."
+            )
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise RecipeError("The model's tokenizer has no tokenizer.json, which exact token spans need.")
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._variables = variables
+        self._policy = policy
+        words = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
+        self._control_words = {word: self._backend.token_to_id(word) for word in words}
+        self._control = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
+        self._trims = {role: self._probe_trim(role) for role in ("user", "assistant", "system")}
+        self._default_system = self._probe_default_system()
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Skipped]:
+        """Encode conversations, in order; one that the template refuses or rewrites is `Skipped`."""
+        rendered = [self._render(conversation) for conversation in conversations]
+        plain = [item for item in rendered if isinstance(item, _Rendered) and not item.escapes]
+        encodings = iter(self._backend.encode_batch([item.text for item in plain], add_special_tokens=False))
+        results: list[Encoded | Skipped] = []
+        for item in rendered:
+            if isinstance(item, Skipped):
+                results.append(item)
+            elif item.escapes:
+                results.append(_classify(item, *self._encode_escaped(item)))
+            else:
+                encoding = next(encodings)
+                results.append(_classify(item, encoding.ids, encoding.offsets))
+        return results
+
+    def _apply(self, messages: Sequence[Message]) -> str:
+        dicts = [{"role": message.role, "content": message.content} for message in messages]
+        return cast(str, self._tokenizer.apply_chat_template(dicts, tokenize=False, **self._variables))
+
+    def _render(self, conversation: Conversation) -> "_Rendered | Skipped":
+        messages = conversation.messages
+        escaped = any(self._control.search(message.content) for message in messages)
+        if escaped and self._policy == "reject":
+            return Skipped(conversation.place, "control_token", "a message is spelled like a control token")
+        marks = [mark for mark in _PRIVATE_USE if not any(mark in message.content for message in messages)][:2]
+        if len(marks) < 2:
+            return Skipped(conversation.place, "private_use", "too many private-use characters to mark contents")
+        try:
+            text = self._apply(messages)
+            marked = self._apply([Message(m.role, _mark(m.content, *marks)) for m in messages])
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            return Skipped(conversation.place, "template_error", str(error)[:200])
+        contents = self._locate(messages, text, marked, marks)
+        if contents is None:
+            return Skipped(conversation.place, "template_rewrites", "the template changes or drops a message")
+        spans = find_spans(text, contents, self._control, self._tokenizer.bos_token, self._default_system)
+        escapes = [s for s in spans if s.token_class == TokenClass.ESCAPED] if self._policy == "escape" else []
+        return _Rendered(text, spans, escapes)
+
+    def _locate(
+        self, messages: Sequence[Message], text: str, marked: str, marks: Sequence[str]
+    ) -> list[Content] | None:
+        """Where each content stands in ``text``; None if the template did more than place (and trim) it."""
+        pieces = re.split(f"[{marks[0]}{marks[1]}]", marked)
+        if "".join(pieces) != text or len(pieces) != 2 * len(messages) + 1:
+            return None
+        ends = list(itertools.accumulate(map(len, pieces)))
+        contents = []
+        for number, message in enumerate(messages):
+            start, stop = ends[2 * number], ends[2 * number + 1]
+            core = message.content.strip()
+            if text[start:stop] != core:
+                return None
+            lead = message.content[: message.content.find(core)] if core else message.content
+            trail = message.content[len(lead) + len(core) :]
+            trims_lead, trims_trail = self._trims.get(message.role, self._trims["user"])
+            if not trims_lead and text[:start].endswith(lead):
+                start -= len(lead)
+            if not trims_trail and text.startswith(trail, stop):
+                stop += len(trail)
+            contents.append(Content(start, stop, message.role))
+        return contents
+
+    def _probe_trim(self, role: str) -> tuple[bool, bool]:
+        """Whether the template strips white space before and after a content of this role."""
+        before = [Message("user", "a")] if role == "assistant" else []
+        after = [Message("user", "a")] if role == "system" else []
+        try:
+            text = self._apply([*before, Message(role, " \t probe \t "), *after])
+        except (jinja2.TemplateError, TypeError, ValueError):
+            return False, False  # the template refuses this role, and so every conversation that has it
+        return " \t probe" not in text, "probe \t " not in text
+
+    def _probe_default_system(self) -> str:
+        """The system prompt that the template puts where a conversation has none, "" if it has none.
+
+        It is the text before the first turn that goes away when the conversation brings a system prompt of
+        its own. A line that stays (Llama-3's date) is other template text.
+        """
+        user = Message("user", _PRIVATE_USE[0])
+        try:
+            alone = self._apply([user])
+            prompted = self._apply([Message("system", _PRIVATE_USE[1]), user])
+        except (jinja2.TemplateError, TypeError, ValueError):
+            return ""
+        for piece in self._control.split(alone.partition(_PRIVATE_USE[0])[0]):
+            text = re.sub(r"^\s*\w+\n", "", piece).strip() if piece.strip() else ""
+            if text and " " in text and text not in prompted:
+                return text
+        return ""
+
+    def _encode_escaped(self, item: "_Rendered") -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode with the control strings of contents as plain text, as transformers' sanitizer does.
+
+        Pieces after the first are encoded behind a newline that is removed again, so that SentencePiece
+        adds no space at their start.
+        """
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        position = 0
+        for span in [*item.escapes, None]:
+            stop = span.start if span else len(item.text)
+            self._encode_piece(item.text, position, stop, ids, offsets)
+            if span:
+                self._encode_as_text(item.text, span.start, span.stop, ids, offsets)
+                position = span.stop
+        return ids, offsets
+
+    def _encode_piece(
+        self, text: str, start: int, stop: int, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> None:
+        if start == stop:
+            return
+        lead = "\n" if start else ""
+        newline = len(self._backend.encode("\n", add_special_tokens=False).ids) if lead else 0
+        encoding = self._backend.encode(lead + text[start:stop], add_special_tokens=False)
+        if lead and encoding.offsets[newline - 1][1] != 1:  # the newline merged with what follows
+            lead, newline = "", 0
+            encoding = self._backend.encode(text[start:stop], add_special_tokens=False)
+        ids += encoding.ids[newline:]
+        shift = start - len(lead)
+        offsets += [(a + shift, b + shift) for a, b in encoding.offsets[newline:]]
+
+    def _encode_as_text(
+        self, text: str, start: int, stop: int, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> None:
+        """Encode a control string so that its control id cannot come out."""
+        before = len(ids)
+        self._backend.encode_special_tokens = True
+        try:
+            self._encode_piece(text, start, stop, ids, offsets)
+        finally:
+            self._backend.encode_special_tokens = False
+        if self._control_words[text[start:stop]] in ids[before:]:
+            # An added token that is not special is matched all the same: cut it in two.
+            del ids[before:], offsets[before:]
+            middle = (start + stop) // 2
+            self._encode_piece(text, start, middle, ids, offsets)
+            self._encode_piece(text, middle, stop, ids, offsets)
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    text: str
+    spans: list[Span]
+    escapes: list[Span]
+    """Control strings in contents that must not become control tokens."""
+
+
+def _mark(content: str, open_mark: str, close_mark: str) -> str:
+    """Put the marks around a content, inside its own white space."""
+    core = content.strip()
+    if not core:
+        return content + open_mark + close_mark
+    return content.replace(core, open_mark + core + close_mark, 1)
+
+
+def _bits(span: Span) -> int:
+    if span.is_content:
+        bits = TokenType.CONTENT
+        return int(bits | TokenType.ESCAPED if span.token_class == TokenClass.ESCAPED else bits)
+    bits = TokenType.TEMPLATE
+    if span.is_control:
+        bits |= TokenType.SPECIAL
+    extra = {
+        TokenClass.BOS: TokenType.BOS,
+        TokenClass.ROLE_NAME: TokenType.ROLE_NAME,
+        TokenClass.DEFAULT_SYSTEM: TokenType.DEFAULT_SYSTEM,
+    }
+    return int(bits | extra.get(span.token_class, TokenType(0)))
+
+
+def _classify(item: _Rendered, ids: Sequence[int], offsets: Offsets) -> Encoded:
+    """Give each token the class, bits, role and turn of the spans it overlaps."""
+    spans = item.spans
+    span_of_char = np.repeat(np.arange(len(spans)), [span.stop - span.start for span in spans])
+    edges = np.array(offsets, np.int64).reshape(-1, 2)
+    last_char = len(item.text) - 1
+    first = span_of_char[np.minimum(edges[:, 0], last_char)]
+    last = span_of_char[np.clip(edges[:, 1] - 1, np.minimum(edges[:, 0], last_char), last_char)]
+    classes = np.array([span.token_class for span in spans], np.uint8)
+    bits = np.array([_bits(span) for span in spans], np.uint16)
+    chosen = first.copy()
+    token_type = bits[first]
+    for token in np.flatnonzero(first != last):
+        overlapped = range(first[token], last[token] + 1)
+        token_type[token] = np.bitwise_or.reduce(bits[list(overlapped)])
+        chosen[token] = min(overlapped, key=lambda number: _rank(spans[number]))
+    token_class = classes[chosen]
+    if len(ids):
+        token_class[0] = TokenClass.FIRST
+        token_type[0] |= TokenType.FIRST
+    return Encoded(
+        token_id=np.array(ids, np.int32),
+        token_class=token_class,
+        token_type=token_type,
+        role=np.array([span.role for span in spans], np.uint8)[chosen],
+        turn=np.minimum(np.array([span.turn for span in spans]), 0xFFFF).astype(np.uint16)[chosen],
+    )
+
+
+def _rank(span: Span) -> int:
+    """A token across a seam counts with its content, else with what is not white space."""
+    if span.is_content:
+        return 0
+    return 2 if span.token_class == TokenClass.TEMPLATE_SPACE else 1

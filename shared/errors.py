@@ -1,0 +1,47 @@
+"""The errors a user can cause, each with the exit code that a command ends with.
+
+A message says what is wrong with the value quoted, what was expected, and what to type. It is printed
+without a traceback (``shared.terminal.run_command``); every other exception is a bug and keeps its own.
+"""
+
+
+class UserError(Exception):
+    """Something the user can mend. Its message is printed as it is; the command ends with ``exit_code``."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe, an option or a name that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Conversations that cannot be harvested: none, or too many malformed ones."""
+
+    exit_code = 65
+
+
+class StorageError(UserError):
+    """A file that could not be read or written."""
+
+    exit_code = 74
+
+
+class TryAgainError(UserError):
+    """Nothing is lost, and the same command goes on later: a full disk, a missing network."""
+
+    exit_code = 75
+
+
+class IdentityError(UserError):
+    """A folder that belongs to another configuration."""
+
+    exit_code = 76
+
+
+class CorruptError(UserError):
+    """Bytes on disk that are not the bytes that were written."""
+
+    exit_code = 77

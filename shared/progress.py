@@ -1,0 +1,81 @@
+"""Progress of long work: a bar on a terminal, a line every 30 seconds elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Progress:
+    """Counts work done and shows it on stderr, with the latest values of some figures beside it.
+
+    Use as a context manager:
+
+        with Progress("harvest", total=200_000, unit="tokens") as progress:
+            progress.advance(512, loss=0.3)
+    """
+
+    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        self._title = title
+        self._total = total
+        self._unit = unit
+        self._done = self._done_before = done
+        self._started = self._last_line = time.monotonic()
+        self._figures: dict[str, float] = {}
+        console = Console(stderr=True)
+        self._bar: RichProgress | None = None
+        if sys.stderr.isatty():
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+        self._console = console
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total or None, completed=self._done, text="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif kind is None and self._done > self._done_before:
+            self._line()
+
+    @property
+    def rate(self) -> float:
+        """Units of work a second since the start."""
+        elapsed = time.monotonic() - self._started
+        return (self._done - self._done_before) / elapsed if elapsed > 0 else 0.0
+
+    def advance(self, count: int, **figures: float) -> None:
+        """Count ``count`` more units of work done; ``figures`` replace those shown."""
+        self._done += count
+        self._figures.update(figures)
+        if self._bar:
+            self._bar.update(self._task, completed=self._done, text=self._text())
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def _text(self) -> str:
+        figures = "".join(f"  {name} {value:.4g}" for name, value in self._figures.items())
+        total = f"/{self._total:,}" if self._total else ""
+        return f"{self._done:,}{total} {self._unit}  {self.rate:,.0f}/s{figures}"
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        left = (self._total - self._done) / self.rate if self.rate else 0.0
+        ending = f"  {left:.0f} s left" if left > 0 else ""
+        self._console.print(f"{self._title}: {self._text()}{ending}", highlight=False, soft_wrap=True)
