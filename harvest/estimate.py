@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -80,7 +81,8 @@ def probe(job: Job, length: int, batches: int = 3) -> float:
     pass_ = job.pass_()
     cut = load_model(job.model, max(pass_.layers), pass_.compute_dtype, pass_.attention, device)
     lines = max(1, job.sizes(None)["batch_tokens"] // length)
-    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 1000, (lines, length))).to(device)
+    vocabulary = min(1000, cast(Any, cut.model).config.vocab_size)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary, (lines, length))).to(device)
     seconds = []
     for _ in range(batches):
         started = time.monotonic()

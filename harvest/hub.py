@@ -36,7 +36,9 @@ def hub_errors(repo: str, repo_type: RepoType) -> Iterator[None]:
         ) from None
     except errors.RevisionNotFoundError as error:
         raise RecipeError(f"{repo!r} has no such revision: {str(error).splitlines()[0]}") from None
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:
+        if not is_unreachable(error):
+            raise
         raise TryAgainError(
             f"Cannot reach the model hub for {repo!r} ({type(error).__name__}). Check the network, or use local files: "
             + ("MODEL=path/to/folder (config.json, *.safetensors, tokenizer.json)" if repo_type == "model"
@@ -44,12 +46,26 @@ def hub_errors(repo: str, repo_type: RepoType) -> Iterator[None]:
         ) from None
 
 
+def is_unreachable(error: Exception) -> bool:
+    """Whether an error says that the hub could not be reached or did not answer properly.
+
+    The hub's client has changed its HTTP library within the versions we support (httpx, httpx2), so the
+    library's own errors are known by the name of their module.
+    """
+    if isinstance(error, (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
+        return False
+    known = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError)
+    return isinstance(error, known) or type(error).__module__.split(".")[0] in {"httpx", "httpx2"}
+
+
 def resolve_commit(repo: str, revision: str | None, repo_type: RepoType) -> str:
     """The 40-hex commit of a branch, tag or commit; what is cached locally answers without a network."""
     with hub_errors(repo, repo_type):
         try:
             info = huggingface_hub.HfApi().repo_info(repo, revision=revision, repo_type=repo_type)
-        except (errors.OfflineModeIsEnabled, OSError):
+        except Exception as error:
+            if not is_unreachable(error):
+                raise
             cached = _cached_commit(repo, revision or "main", repo_type)
             if cached is None:
                 raise

@@ -1,10 +1,12 @@
 """The loop of stage 1: unit after unit through the model into the cache."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from harvest.device import Device
 from harvest.estimate import check_space, missing_units
 from harvest.forward import Forward
 from harvest.job import Job
@@ -37,20 +39,25 @@ def harvest(job: Job, cache: Path, threads: int | None = None) -> Cache:
         todo = missing_units(plan, pass_, cache, job.num_tokens)
         if todo:
             check_space(plan, todo, len(pass_.layers), cache)
-            _fill(job, cache, plan, pass_, todo, writer)
+            device = job.device
+            cut = load_model(job.model, max(pass_.layers), pass_.compute_dtype, pass_.attention, device.device)
+            forward = Forward(cut, pass_.layers, device.device)
+            fill(cache, plan, pass_, todo, forward, device, writer, job.config.nonfinite)
     return open_cache(cache)
 
 
-def _fill(job: Job, cache: Path, plan: Plan, pass_: Pass, todo: list[int], writer: str) -> None:
-    device = job.device.device
-    cut = load_model(job.model, max(pass_.layers), pass_.compute_dtype, pass_.attention, device)
-    forward = Forward(cut, pass_.layers, device)
+def fill(
+    cache: Path, plan: Plan, pass_: Pass, todo: Sequence[int], forward: Forward, device: Device, writer: str,
+    nonfinite: str = "keep",
+) -> None:
+    """Compute, write and commit the units ``todo``, in that order.
+
+    Raises:
+        SystemExit: 130 or 143 after a signal; the open unit is dropped, what is committed stays.
+    """
     reader = UnitReader(open_cache(cache))
-    geometry = plan.geometry
-    rows = sum(len(geometry.unit_rows(unit)) for unit in todo)
-    output = UnitWriter(
-        cache, geometry, plan.cache_id, pass_.pass_id, pass_.layers, writer, job.config.nonfinite
-    )
+    rows = sum(len(plan.geometry.unit_rows(unit)) for unit in todo)
+    output = UnitWriter(cache, plan.geometry, plan.cache_id, pass_.pass_id, pass_.layers, writer, nonfinite)
     with StopSignal() as stop, Progress("harvest", total=rows, unit="tokens") as progress:
         try:
             for unit in todo:
@@ -64,14 +71,18 @@ def _fill(job: Job, cache: Path, plan: Plan, pass_: Pass, todo: list[int], write
                     for captured in forward.run(batch, reader.token_ids(batch)):
                         output.put(captured)
                     progress.advance(sum(piece.stop - piece.keep for piece in batch))
-                made_with = {
-                    "device": job.device.kind,
-                    "threads": torch.get_num_threads(),
-                    "batches_halved": forward.num_halved - halved_before,
-                    "versions": {name: versions()[name] for name in ("torch", "transformers")},
-                }
-                output.end(made_with)
+                output.end(_made_with(device, forward.num_halved - halved_before))
             output.close()
         except BaseException:
             output.abandon()
             raise
+
+
+def _made_with(device: Device, num_halved: int) -> dict[str, object]:
+    """What a promise of equal bytes rests on."""
+    return {
+        "device": device.kind,
+        "threads": torch.get_num_threads(),
+        "batches_halved": num_halved,
+        "versions": {name: versions()[name] for name in ("torch", "transformers")},
+    }

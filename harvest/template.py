@@ -80,7 +80,6 @@ class ChatTemplate:
         self._variables = variables
         self._policy = policy
         words = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
-        self._control_words = {word: self._backend.token_to_id(word) for word in words}
         self._control = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
         self._trims = {role: self._probe_trim(role) for role in ("user", "assistant", "system")}
         self._default_system = self._probe_default_system()
@@ -91,9 +90,12 @@ class ChatTemplate:
         plain = [item for item in rendered if isinstance(item, _Rendered) and not item.escapes]
         encodings = iter(self._backend.encode_batch([item.text for item in plain], add_special_tokens=False))
         results: list[Encoded | Skipped] = []
-        for item in rendered:
+        for conversation, item in zip(conversations, rendered, strict=True):
             if isinstance(item, Skipped):
                 results.append(item)
+            elif not item.text:
+                next(encodings)
+                results.append(Skipped(conversation.place, "no_tokens", "the conversation renders to no text"))
             elif item.escapes:
                 results.append(_classify(item, *self._encode_escaped(item)))
             else:
@@ -190,7 +192,9 @@ class ChatTemplate:
             stop = span.start if span else len(item.text)
             self._encode_piece(item.text, position, stop, ids, offsets)
             if span:
-                self._encode_as_text(item.text, span.start, span.stop, ids, offsets)
+                word = self._encode_as_text(item.text[span.start : span.stop])
+                ids += word
+                offsets += [(span.start, span.stop)] * len(word)
                 position = span.stop
         return ids, offsets
 
@@ -209,22 +213,25 @@ class ChatTemplate:
         shift = start - len(lead)
         offsets += [(a + shift, b + shift) for a, b in encoding.offsets[newline:]]
 
-    def _encode_as_text(
-        self, text: str, start: int, stop: int, ids: list[int], offsets: list[tuple[int, int]]
-    ) -> None:
-        """Encode a control string so that its control id cannot come out."""
-        before = len(ids)
-        self._backend.encode_special_tokens = True
-        try:
-            self._encode_piece(text, start, stop, ids, offsets)
-        finally:
-            self._backend.encode_special_tokens = False
-        if self._control_words[text[start:stop]] in ids[before:]:
-            # An added token that is not special is matched all the same: cut it in two.
-            del ids[before:], offsets[before:]
-            middle = (start + stop) // 2
-            self._encode_piece(text, start, middle, ids, offsets)
-            self._encode_piece(text, middle, stop, ids, offsets)
+    def _encode_as_text(self, text: str) -> list[int]:
+        """Ids of a control string as plain text: the tokenizer's pipeline without any of its added tokens.
+
+        ``encode_special_tokens`` would not do: it spares special tokens only, not "<think>" and its like.
+        """
+        ids = self._without_added_tokens("\n" + text)
+        newline: list[int] = self._backend.encode("\n", add_special_tokens=False).ids
+        if ids[: len(newline)] == newline:
+            return ids[len(newline) :]
+        return self._without_added_tokens(text)
+
+    def _without_added_tokens(self, text: str) -> list[int]:
+        backend = self._backend
+        if backend.normalizer is not None:
+            text = backend.normalizer.normalize_str(text)
+        words = [text]
+        if backend.pre_tokenizer is not None:
+            words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from shared.commits import Record, read_records
+from shared.commits import Record, check_record, read_records
 from shared.errors import RecipeError
 from shared.layer_rows import LayerRows, Rows, Verify
 from shared.layout import TOKENIZER
@@ -107,7 +107,10 @@ class Cache:
         if pass_id is None:
             return {}
         if pass_id not in self._records:
-            self._records[pass_id] = read_records(self.path, pass_id)
+            records = read_records(self.path, pass_id)
+            for record in records.values():
+                check_record(self.path, self.plan, pass_id, record)
+            self._records[pass_id] = records
         return self._records[pass_id]
 
     def committed_units(self, layer: int) -> tuple[int, ...]:

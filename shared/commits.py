@@ -14,11 +14,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from shared import storage
 from shared.errors import CorruptError
 from shared.layout import COMMITS, FORMAT_VERSION, TMP, inside
+from shared.plan import Plan
 from shared.sealed_json import read_sealed, seal
 
 _RECORD_NAME = re.compile(r"(\d{6})\.g(\d+)\.json")
@@ -35,6 +36,12 @@ class FileEntry(BaseModel):
     """Where the winner wrote it, relative to the cache."""
     size: int
     xxh3: str
+
+    @field_validator("path", "temporary")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        inside(Path(), path)
+        return path
 
 
 class Record(BaseModel):
@@ -96,6 +103,17 @@ def read_records(cache: Path, pass_id: str) -> dict[int, Record]:
                 unit, generation = int(match[1]), int(match[2])
                 newest[unit] = max(newest.get(unit, (-1, path)), (generation, path))
     return {unit: read_record(path) for unit, (_, path) in sorted(newest.items())}
+
+
+def check_record(cache: Path, plan: Plan, pass_id: str, record: Record) -> None:
+    """Check that a record speaks of this cache and pass, and of the rows that its unit has.
+
+    Raises:
+        CorruptError: it does not.
+    """
+    rows = plan.geometry.unit_rows(record.unit)
+    if (record.cache_id, record.pass_id, record.rows) != (plan.cache_id, pass_id, (rows.start, rows.stop)):
+        raise CorruptError(f"{cache}: the record of unit {record.unit} belongs to another cache or pass.")
 
 
 def commit(cache: Path, record: Record) -> bool:

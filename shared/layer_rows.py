@@ -186,5 +186,7 @@ class LayerRows:
 def _read(path: Path, unit: int) -> bytes:
     try:
         return path.read_bytes()
+    except FileNotFoundError:
+        raise CorruptError(f"{path} of unit {unit} is missing.") from None
     except OSError as error:
         raise StorageError(f"Cannot read {path} of unit {unit}: {error.strerror}.") from error

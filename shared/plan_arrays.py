@@ -52,8 +52,8 @@ class PlanArray:
         """Entries ``start`` to ``stop`` as a new array.
 
         Raises:
-            StorageError: a chunk's file is missing.
-            CorruptError: a chunk is not what the plan wrote.
+            StorageError: a chunk's file cannot be read.
+            CorruptError: a chunk is missing, or is not what the plan wrote.
         """
         stop = self._length if stop is None else min(stop, self._length)
         values = np.empty(max(0, stop - start), self.dtype)
@@ -71,6 +71,8 @@ class PlanArray:
             if path.stat().st_size != size + CRC_BYTES:
                 raise CorruptError(f"{path} has {path.stat().st_size} bytes, expected {size + CRC_BYTES}.")
             data = path.read_bytes()
+        except FileNotFoundError:
+            raise CorruptError(f"{path} is missing.") from None
         except OSError as error:
             raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
         if chunk not in self._checked:

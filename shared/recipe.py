@@ -64,6 +64,7 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> RawRecipe:
         if table not in TABLES:
             raise RecipeError(f"{path}: unknown table [{table}].{_did_you_mean(table, TABLES)} "
                               f"Tables: {', '.join(TABLES)}.")
+        _check_table(path, table, recipe[table])
     for override in overrides:
         _apply(recipe, override)
     return recipe
@@ -81,6 +82,13 @@ def read_table(model: type[TableT], table: Mapping[str, object], where: str) -> 
         raise RecipeError("\n".join(_explain(problem, model, where) for problem in error.errors())) from None
 
 
+def _check_table(path: Path | None, name: str, value: object) -> None:
+    entries = value if name == "sae" and isinstance(value, list) else [value]
+    if not all(isinstance(entry, dict) for entry in entries):
+        shape = "[[sae]] tables" if name == "sae" else f"a table [{name}]"
+        raise RecipeError(f"{path}: {name} must be {shape}; got {value!r}.")
+
+
 def _apply(recipe: RawRecipe, override: str) -> None:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
@@ -92,6 +100,8 @@ def _apply(recipe: RawRecipe, override: str) -> None:
     for entry in table if isinstance(table, list) else [table]:
         for part in path[1:-1]:
             entry = entry.setdefault(part, {})
+            if not isinstance(entry, dict):
+                raise RecipeError(f"--set {override!r}: {part} is no table; it is {entry!r}.")
         entry[path[-1]] = value
 
 

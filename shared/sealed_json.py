@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from shared import storage
 from shared.digests import canonical_json, hex_digest
@@ -40,8 +40,9 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
     try:
         content = json.loads(data)
-    except ValueError as error:
+        sealed = isinstance(content, dict) and content.pop(_SEAL, None) == hex_digest(canonical_json(content))
+    except (ValueError, RecursionError) as error:  # no JSON, or JSON that has no bytes: NaN, a lone surrogate
         raise CorruptError(f"{path} is damaged: no JSON ({error}).") from error
-    if not isinstance(content, dict) or content.pop(_SEAL, None) != hex_digest(canonical_json(content)):
+    if not sealed:
         raise CorruptError(f"{path} is damaged: its content does not match its own checksum.")
-    return content
+    return cast(dict[str, Any], content)

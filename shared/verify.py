@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.commits import Record, locate, read_records
+from shared.commits import check_record, locate, read_records
 from shared.digests import file_digest
-from shared.errors import CorruptError
 from shared.layout import inside
-from shared.plan import Plan, read_passes, read_plan
+from shared.plan import read_passes, read_plan
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def files_to_check(cache: Path) -> list[tuple[Path, int | None, str, str]]:
     for pass_id, entry in read_passes(cache).items():
         files += [(inside(cache, path), None, digest, "pass") for path, digest in sorted(entry.digests.items())]
         for record in read_records(cache, pass_id).values():
-            _check_record(cache, plan, pass_id, record)
+            check_record(cache, plan, pass_id, record)
             for file in [*record.files, record.blocks]:
                 files.append((locate(cache, file), file.size, file.xxh3, f"unit {record.unit}"))
     return files
@@ -56,10 +55,3 @@ def verify(files: list[tuple[Path, int | None, str, str]]) -> Iterator[Checked]:
                 yield Checked(path, found, None)
         except OSError as error:
             yield Checked(path, 0, f"{owner}: {error.strerror}")
-
-
-def _check_record(cache: Path, plan: Plan, pass_id: str, record: Record) -> None:
-    if record.cache_id != plan.cache_id or record.pass_id != pass_id:
-        raise CorruptError(f"{cache}: the record of unit {record.unit} belongs to another cache or pass.")
-
-

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shared import storage
 from shared.commits import new_writer_id, read_records, roll_forward
-from shared.errors import StorageError
+from shared.errors import UserError
 from shared.layout import TMP
 from shared.plan import read_passes
 
@@ -21,19 +21,26 @@ _LOCK = "lock"
 
 @contextlib.contextmanager
 def writer_folder(cache: Path) -> Iterator[str]:
-    """Become a writer of a cache; yields the writer's id and removes its temporaries at the end."""
+    """Become a writer of a cache; yields the writer's id and removes its temporaries at the end.
+
+    After an error a unit may be committed while its files still have the names that its record gives: they
+    are rolled forward first, and where that fails too the folder stays for `recover`.
+    """
     writer = new_writer_id()
     folder = cache / TMP / writer
     storage.make_folder(folder)
     with storage.translate_errors(folder):
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(folder / f"{_LOCK}.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: nobody will take us for dead then
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with storage.translate_errors(folder):
+            (folder / f"{_LOCK}.new").rename(folder / _LOCK)  # locked before anybody can look at it
         yield writer
     finally:
         os.close(descriptor)
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(UserError):
+            _roll_all_forward(cache)
             storage.remove_tree(folder)
 
 
@@ -42,14 +49,20 @@ def recover(cache: Path) -> int:
 
     Called by whoever is about to work on a cache.
     """
+    temporaries = cache / TMP
+    # Who is dead comes first: a writer that commits and dies after we read the records keeps its folder.
+    dead = [path for path in sorted(temporaries.glob("*/")) if _is_dead(path / _LOCK)]
+    rolled = _roll_all_forward(cache)
+    for folder in dead:
+        storage.remove_tree(folder)
+    return rolled
+
+
+def _roll_all_forward(cache: Path) -> int:
     rolled = 0
     for pass_id in read_passes(cache):
         for record in read_records(cache, pass_id).values():
             rolled += roll_forward(cache, record) > 0
-    temporaries = cache / TMP
-    for folder in sorted(temporaries.iterdir()) if temporaries.is_dir() else []:
-        if folder.is_dir() and _is_dead(folder / _LOCK):
-            storage.remove_tree(folder)
     return rolled
 
 

@@ -51,7 +51,7 @@ def resolve(
     table = dict(raw.get("harvest", {}))
     named = {"model": model, "dataset": dataset, "num_tokens": num_tokens, "layers": _parse_layers(layers)}
     table |= {key: value for key, value in named.items() if value is not None}
-    if "model" not in table:
+    if "model" not in table and table.keys() <= HarvestConfig.model_fields.keys():
         raise RecipeError(f"No model given. Expected --model (make: MODEL=) with one of {', '.join(MODELS)}, "
                           "a hub id org/name or a local folder.")
     config = read_table(HarvestConfig, table, "[harvest]")

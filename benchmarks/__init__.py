@@ -1,0 +1,1 @@
+"""What is claimed about speed and quality, as programs: python -m benchmarks.harvest_speed, ..."""

@@ -1,0 +1,80 @@
+"""The baseline of docs/quality.md: BatchTopK trained by a plain loop, on the rows and batches of our trainer.
+
+    python -m benchmarks.plain_loop --cache caches/quality --layer 9
+
+Constant learning rate 1e-3, no clipping, no decoder norm, no AuxK; threshold from training rows, so that
+their mean L0 is k. Prints and saves explained variance and L0 on held-out CONTENT rows (without position 0
+and outlier norms), centred on their own mean.
+"""
+
+import argparse
+
+import torch
+
+from benchmarks.measuring import save
+from shared.cache import open_cache
+from train.batches import Batches
+from train.policy import TokenPolicy, keeps, median_norm
+from train.statistics import measure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", default="caches/quality")
+    parser.add_argument("--layer", type=int, default=9)
+    parser.add_argument("--expansion", type=int, default=8)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    arguments = parser.parse_args()
+    cache = open_cache(arguments.cache)
+    k, layer = arguments.k, arguments.layer
+    batches = Batches(cache, layer=layer, batch_size=arguments.batch_size)
+    inputs = measure(cache, layer, batches.order, "mean", True)
+    d_in, d_sae = cache.d_model, arguments.expansion * cache.d_model
+
+    W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(0)), dim=1)
+    W_enc, W_dec = W_dec.t().clone().requires_grad_(), W_dec.requires_grad_()
+    b_enc, b_dec = torch.zeros(d_sae, requires_grad=True), torch.zeros(d_in, requires_grad=True)
+    adam = torch.optim.Adam([W_enc, b_enc, W_dec, b_dec], lr=arguments.lr)
+    last_fired = torch.zeros(d_sae, dtype=torch.int64)
+    steps = 0
+    for raw in batches:
+        x = inputs.apply(raw)
+        pre_acts = torch.relu(x @ W_enc + b_enc)
+        cut = torch.topk(pre_acts.detach().flatten(), k * len(x), sorted=False).values.min()
+        latents = pre_acts * (pre_acts >= cut)
+        loss = (x - latents @ W_dec - b_dec).square().sum(1).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        steps += 1
+        last_fired[(latents > 0).any(0)] = steps
+        if steps % 100 == 0:
+            print(f"step {steps}  loss {loss.item():.1f}", flush=True)
+
+    with torch.no_grad():
+        sample = [inputs.apply(raw) for raw, _ in zip(batches, range(64), strict=False)]
+        acts = torch.cat([torch.relu(x @ W_enc + b_enc).flatten() for x in sample])
+        acts = acts[acts > 0]
+        cut = torch.kthvalue(acts, len(acts) - k * sum(map(len, sample))).values
+        rows = cache.rows(layer=layer, types=["content"], split="held_out")
+        median = median_norm(cache, layer, cache.committed_units(layer))
+        rows = rows[keeps(cache, layer, TokenPolicy(), rows, median)]
+        x = inputs.apply(torch.from_numpy(cache.layer(layer)[rows].view("uint16")).view(torch.bfloat16))
+        error = active = 0.0
+        for part in x.split(4096):
+            latents = torch.relu(part @ W_enc + b_enc)
+            latents = latents * (latents > cut)
+            error += float((part - latents @ W_dec - b_dec).double().square().sum())
+            active += float((latents > 0).sum())
+        variance = float((x - x.mean(0)).double().square().sum())
+    dead = int((last_fired <= steps - steps // 10).sum())
+    figures = {"layer": layer, "steps": steps, "rows": len(rows), "explained_variance": 1 - error / variance,
+               "l0": active / len(x), "dead_latents_last_tenth": dead, "d_sae": d_sae, "lr": arguments.lr}
+    print(figures)
+    save(f"plain_loop_layer{layer}", figures)
+
+
+if __name__ == "__main__":
+    main()

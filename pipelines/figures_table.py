@@ -1,0 +1,111 @@
+"""The table of headline figures of some SAEs: a row a figure, a column an SAE, unit and subset in every row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.runs import FinishedRun
+
+NOT_DEFINED = "–"
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One figure of every SAE."""
+
+    title: str
+    subset: str
+    """Which held-out tokens it is measured on."""
+    unit: str
+    cells: list[str]
+    exact: list[str]
+    """The same figures with all digits, as eval.json has them."""
+
+
+@dataclass(frozen=True)
+class _Figure:
+    title: str
+    subset: str
+    metric: str
+    unit: str
+    form: str
+
+
+_SUBSET_WORDS = {
+    "content": "content tokens",
+    "policy": "all ordinary tokens",
+    "special": "special tokens, FIRST among them",
+    "special_without_first": "special tokens without FIRST",
+}
+
+_FIGURES = (
+    _Figure("explained variance", "content", "explained_variance", "share of 1", ".3f"),
+    _Figure("explained variance", "policy", "explained_variance", "share of 1", ".3f"),
+    _Figure("L0", "content", "l0", "active latents per token", ".1f"),
+    _Figure("L0", "policy", "l0", "active latents per token", ".1f"),
+    _Figure("mse", "content", "mse", "squared activation per dimension", "#.3g"),
+    _Figure("log2 mse_paper", "policy", "log2_mse_paper", "log2, mean of conversations' means", ".2f"),
+    _Figure("log2 mse", "special", "log2_mse", "log2, per dimension", ".2f"),
+    _Figure("log2 mse", "special_without_first", "log2_mse", "log2, per dimension", ".2f"),
+)
+
+
+def figure_rows(runs: Sequence[FinishedRun]) -> list[FigureRow]:
+    """The rows of the table; every number is eval.json's."""
+    rows = []
+    for figure in _FIGURES:
+        values = [run.figure(figure.subset, figure.metric) for run in runs]
+        sizes = {run.evaluation["subsets"].get(figure.subset, {}).get("num_rows") for run in runs}
+        size = f" ({sizes.pop():,})" if len(sizes) == 1 and None not in sizes else ""
+        rows.append(FigureRow(
+            title=figure.title,
+            subset=_SUBSET_WORDS[figure.subset] + size,
+            unit=figure.unit,
+            cells=[NOT_DEFINED if value is None else format(value, figure.form) for value in values],
+            exact=["" if value is None else repr(value) for value in values],
+        ))
+    return [*rows, *_dead_rows(runs)]
+
+
+def _dead_rows(runs: Sequence[FinishedRun]) -> list[FigureRow]:
+    latents = [run.evaluation["latents"] for run in runs]
+    windows = sorted({entry["dead_train_window_tokens"] for entry in latents})
+    rows = [_dead_row(runs, "dead_train", "none of the last "
+                      + " or ".join(f"{window:,}" for window in windows) + " training tokens")]
+    if any(entry["dead_held_out"] is not None for entry in latents):
+        counts = sorted({entry["dead_held_out_rows"] for entry in latents})
+        rows.append(_dead_row(runs, "dead_held_out", "none of "
+                              + " or ".join(f"{count:,}" for count in counts) + " held-out tokens"))
+    return rows
+
+
+def _dead_row(runs: Sequence[FinishedRun], key: str, fired_on: str) -> FigureRow:
+    counts = [run.evaluation["latents"][key] for run in runs]
+    return FigureRow(
+        title="dead latents",
+        subset=f"active on {fired_on}",
+        unit="latents (share of all)",
+        cells=[NOT_DEFINED if count is None else f"{count:,} ({count / run.evaluation['d_sae']:.1%})"
+               for count, run in zip(counts, runs, strict=True)],
+        exact=["" if count is None else str(count) for count in counts],
+    )
+
+
+def as_markdown(runs: Sequence[FinishedRun]) -> str:
+    """The table as Markdown, for a file beside the runs."""
+    first = runs[0].evaluation
+    lines = [
+        f"# Layer {first['layer']} of {first['cache']}: {first['num_rows']:,} held-out tokens",
+        "",
+        "Content tokens are the text of messages. Ordinary tokens are those that the SAE's token policy keeps "
+        "(by default all but position 0 and outliers of the norm). Explained variance is centred on the subset's "
+        "own mean.",
+        "",
+        _line(["figure", "held-out tokens", "unit", *(f"`{run.name}`" for run in runs)]),
+        _line(["---", "---", "---", *("---:" for _ in runs)]),
+        *(_line([row.title, row.subset, row.unit, *row.cells]) for row in figure_rows(runs)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

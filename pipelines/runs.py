@@ -1,0 +1,109 @@
+"""Finished runs as they lie on disk, read for reports: run.json, eval.json, metrics.jsonl."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.cache import Cache
+from shared.errors import CorruptError, DataError, RecipeError, StorageError
+from shared.sealed_json import read_sealed
+from train.evaluate import EVAL
+from train.metrics_log import METRICS
+from train.training_set import RUN, layer_folder
+
+_TITLES = {"standard": "Standard", "jumprelu": "JumpReLU", "topk": "TopK", "batchtopk": "BatchTopK"}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One trained and evaluated SAE."""
+
+    folder: Path
+    record: dict[str, Any]
+    """run.json"""
+    evaluation: dict[str, Any]
+    """eval.json"""
+    metrics: list[dict[str, float | None]]
+    """metrics.jsonl, line by line"""
+
+    @property
+    def name(self) -> str:
+        """The SAE's name, which is its folder's."""
+        return str(self.evaluation["sae"])
+
+    @property
+    def architecture(self) -> str:
+        """The architecture as it was trained: "batchtopk", not SAELens's "jumprelu"."""
+        return str(self.evaluation["architecture"])
+
+    @property
+    def label(self) -> str:
+        """A short name for people: "BatchTopK 8x, k 32", "JumpReLU 16x, L0 64, seed 1"."""
+        width = self.evaluation["d_sae"] / self.evaluation["d_in"]
+        sparsity, seed, _ = self.name.split(f"-{self.evaluation['d_sae']}-", 1)[-1].rsplit("-", 2)
+        for short, words in (("l0-", "L0 "), ("l1-", "L1 x "), ("k", "k "), ("c", "penalty x ")):
+            if sparsity.startswith(short):
+                sparsity = words + sparsity.removeprefix(short)
+                break
+        seed = "" if seed == "s0" else f", seed {seed.removeprefix('s')}"
+        return f"{_TITLES.get(self.architecture, self.architecture)} {width:.3g}x, {sparsity}{seed}"
+
+    def figure(self, subset: str, metric: str) -> float | None:
+        """One figure of eval.json; None where the subset has no rows or the figure is not defined."""
+        value = self.evaluation["subsets"].get(subset, {}).get(metric)
+        return None if value is None else float(value)
+
+
+def finished_folders(runs: Path, cache: Cache, layer: int) -> list[Path]:
+    """The folders of the finished SAEs of a layer, by name.
+
+    Raises:
+        RecipeError: there are none. CorruptError: a run.json is damaged.
+    """
+    folder = layer_folder(runs, cache, layer)
+    found = [path.parent for path in sorted(folder.glob(f"*/{RUN}"))]
+    folders = [path for path in found if read_sealed(path / RUN)["cache_id"] == cache.cache_id]
+    if not folders:
+        other = f" ({len(found)} there are from another cache of this name)" if found else ""
+        raise RecipeError(f"No finished SAE in {folder}{other}. Train some: make train LAYER={layer} "
+                          f"CACHE={cache.path}")
+    return folders
+
+
+def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
+    """Read finished runs, in the order given.
+
+    Raises:
+        DataError: a run was not evaluated, for want of held-out rows.
+        StorageError: a file cannot be read. CorruptError: it is no JSON.
+    """
+    return [_read_run(folder) for folder in folders]
+
+
+def _read_run(folder: Path) -> FinishedRun:
+    if not (folder / EVAL).exists():
+        raise DataError(f"{folder} has no {EVAL}: its cache has no held-out rows of this layer. Harvest with a "
+                        "held-out share to get figures.")
+    lines = _read_text(folder / METRICS).splitlines() if (folder / METRICS).exists() else []
+    return FinishedRun(
+        folder=folder,
+        record=read_sealed(folder / RUN),
+        evaluation=_parse(folder / EVAL, _read_text(folder / EVAL)),
+        metrics=[_parse(folder / METRICS, line) for line in lines if line.strip()],
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise CorruptError(f"{path} is damaged: it is no JSON ({error}).") from error

@@ -1,0 +1,65 @@
+"""Tokens as pieces of text that can be shown.
+
+A byte-level tokenizer cuts some characters into several tokens, none of which is text by itself: such
+neighbours make one piece. White space that would not be seen gets a sign.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.cache import Cache
+from shared.layer_rows import Rows
+
+_KEPT = " \N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+"""Not printable by Python's rule, and yet part of words and emoji."""
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+_LONGEST_CHARACTER = 12
+"""Tokens that may make one character; an emoji of several code points has as many bytes."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some tokens that are shown together, nearly always one."""
+
+    text: str
+    start: int
+    stop: int
+    """Which of the rows it stands for: ``rows[start:stop]``."""
+
+
+def pieces(cache: Cache, rows: Rows) -> list[Piece]:
+    """The text of consecutive rows of one conversation, piece by piece; together they cover all rows."""
+    ids = [int(number) for number in cache.token_id[np.asarray(rows, np.int64)]]
+    alone = cache.tokenizer.decode_batch([[number] for number in ids], skip_special_tokens=False)
+    found: list[Piece] = []
+    start = 0
+    while start < len(ids):
+        stop, text = start + 1, alone[start]
+        while _BROKEN in text and stop < min(len(ids), start + _LONGEST_CHARACTER) and _BROKEN in alone[stop]:
+            stop += 1
+            text = cache.tokenizer.decode(ids[start:stop], skip_special_tokens=False)
+        if _BROKEN in text:  # no character of the text after all: show each token for itself
+            stop, text = start + 1, alone[start]
+        found.append(Piece(text, start, stop))
+        start = stop
+    return found
+
+
+def visible(text: str, line_breaks: bool = False) -> str:
+    """Text with signs for what would not be seen: newlines, tabs, other control characters.
+
+    Args:
+        line_breaks: keep a newline behind its sign.
+    """
+    out = []
+    for char in text:
+        if char == "\n":
+            out.append("↵\n" if line_breaks else "↵")
+        elif char == "\t":
+            out.append("⇥")
+        elif not char.isprintable() and char not in _KEPT:
+            out.append(f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}")
+        else:
+            out.append(char)
+    return "".join(out)

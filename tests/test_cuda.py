@@ -1,0 +1,100 @@
+"""What only a CUDA device can show: `make gpu-check` runs these. The logic is shared with the CPU's tests."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from harvest.config import HarvestConfig
+from harvest.device import find_device
+from harvest.forward import Forward
+from harvest.job import prepare
+from harvest.model import ModelSource, load_model
+from harvest.opening import open_plan
+from harvest.run import harvest
+from harvest.units import Piece
+from tests import tiny
+from train.architectures import ARCHITECTURES
+from train.architectures.base import RunLength
+from train.batches import Batches
+from train.config import TrainConfig
+from train.trainer import Trainer
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = os.environ.get("GRANARY_TEST_DEVICE", "cuda")
+"""Set to "cpu" to try the tests themselves without a GPU."""
+
+
+@pytest.fixture(scope="session")
+def cuda_cache(tmp_path_factory, llama, chat_file):
+    path = tmp_path_factory.mktemp("cuda") / "cache"
+    settings = {"model": str(llama), "dataset": str(chat_file)} | tiny.SETTINGS | {"compute_dtype": "bfloat16"}
+    job = prepare(HarvestConfig.model_validate(settings | {"num_tokens": 1_000_000}), find_device(DEVICE))
+    open_plan(job, path)
+    return harvest(job, path)
+
+
+def test_bf16_rows_equal_those_of_each_conversation_alone_within_the_designs_bound(cuda_cache, llama):
+    layer = cuda_cache.layers[-1]
+    device = torch.device(DEVICE)
+    cut = load_model(ModelSource("tiny", None, llama), layer, "bfloat16", "sdpa", device)
+    forward = Forward(cut, [layer], device)
+    relative = []
+    for start, stop in itertools.pairwise(cuda_cache.sequence_offset[:20].tolist()):
+        (alone,) = forward.run([Piece(start, start, stop)], cuda_cache.token_id[None, start:stop].astype(np.int64))
+        alone.wait()
+        reference = alone.rows[layer].float().numpy()
+        ours = cuda_cache.layer(layer)[np.arange(start, stop)].astype(np.float32)
+        relative.append(np.linalg.norm(ours - reference, axis=1) / np.linalg.norm(reference, axis=1))
+    assert np.concatenate(relative).max() <= 2e-2
+    assert np.concatenate(relative).mean() <= 3e-3
+
+
+def test_norms_are_those_of_the_stored_rows(cuda_cache):
+    layer = cuda_cache.layer(cuda_cache.layers[0])
+    rows = cuda_cache.rows(layer=cuda_cache.layers[0])
+    norms = np.linalg.norm(layer[rows].astype(np.float64), axis=1)
+    np.testing.assert_allclose(layer.norm(rows), norms, rtol=1e-5)
+
+
+def test_batches_on_the_device_are_those_of_the_cpu(cache):
+    here = Batches(cache, layer=2, batch_size=64)
+    there = Batches(cache, layer=2, batch_size=64, device=DEVICE)
+    count = 0
+    for x, y in zip(here, there, strict=True):
+        assert torch.equal(x.view(torch.int16), y.cpu().view(torch.int16))
+        count += 1
+    assert count > 10
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_learns_and_resumes_exactly_on_the_device(name):
+    generator = torch.Generator().manual_seed(0)
+    dictionary = torch.nn.functional.normalize(torch.randn(64, 32, generator=generator), dim=1)
+    codes = torch.rand(4096, 64, generator=generator) * (torch.rand(4096, 64, generator=generator) < 0.05)
+    data = ((codes @ dictionary) * 6).to(DEVICE)
+
+    def trainer() -> Trainer:
+        sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=128), 32, RunLength(60, 512))
+        return Trainer(name, sae, 3e-3, TrainConfig(), torch.device(DEVICE))
+
+    def run(one: Trainer, start: int, stop: int) -> None:
+        for step in range(start, stop):
+            x = data[(step % 8) * 512 :][:512]
+            one.step(x, x.var(), step)
+
+    whole = trainer()
+    run(whole, 0, 20)
+    early = whole.figures(19)["mse_scaled"]
+    saved = {key: value.clone() for key, value in whole.state().items()}
+    run(whole, 20, 60)
+    assert whole.figures(59)["mse_scaled"] < early
+
+    resumed = trainer()
+    resumed.load_state(saved)
+    run(resumed, 20, 60)
+    for key, value in whole.sae.state_dict().items():
+        torch.testing.assert_close(resumed.sae.state_dict()[key], value, rtol=1e-3, atol=1e-5, equal_nan=True)

@@ -1,0 +1,134 @@
+"""The rules of the house: who may import whom, and how large a file gets. tests/ and benchmarks/ are free."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("shared", "harvest", "train", "pipelines")
+FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+files = pytest.mark.parametrize("name", NAMES)
+
+MAY_IMPORT = {
+    "shared": {"shared"},
+    "harvest": {"harvest", "shared"},
+    "train": {"train", "shared"},
+    "pipelines": {"pipelines", "harvest", "train", "shared"},
+}
+"""Our own folders that a folder may import from."""
+
+DOORS = {
+    "transformers": r"harvest/(model|template)\.py|pipelines/.*",
+    "datasets": r"harvest/hub_dataset\.py",
+    "huggingface_hub": r"harvest/hub\.py|harvest/hub_dataset\.py",
+    "zarr": r"shared/zarr_metadata\.py",
+    "numcodecs": r"shared/.*",
+    "click": r".*/__main__\.py|.*/commands/.*\.py",
+    "tensorstore": r"nowhere",
+    "matplotlib": r"pipelines/.*",
+    "jinja2": r"pipelines/.*|harvest/template\.py",
+    "safetensors": r"harvest/model\.py|shared/.*|train/.*|pipelines/.*",
+}
+"""Where a third-party package may be imported, as a pattern of file names."""
+
+WITHOUT_ZARR = ("commits", "shards", "storage", "verify", "writers", "sealed_json", "layout", "digests", "plan", "cache")
+"""Modules of shared that committing and verifying use: neither they nor what they import may load zarr."""
+
+
+def tree(name):
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"))
+
+
+def imports(name):
+    """Dotted names of the modules that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name}: relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def calls(name):
+    """Every call of a file as (dotted name, keywords)."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+
+
+def test_there_is_something_to_check():
+    assert {name.split("/")[0] for name in NAMES} >= {"shared", "harvest", "train"}
+
+
+@files
+def test_folders_import_only_whom_they_may(name):
+    folder = name.split("/")[0]
+    ours = {module.split(".")[0] for module in imports(name)} & {*FOLDERS, "tests", "benchmarks"}
+    assert ours <= MAY_IMPORT[folder]
+
+
+@files
+def test_each_package_enters_at_its_door(name):
+    for module in {module.split(".")[0] for module in imports(name)} & DOORS.keys():
+        assert re.fullmatch(DOORS[module], name), f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("shared/")])
+def test_shared_imports_neither_torch_nor_transformers(name):
+    modules = imports(name)
+    assert not {module.split(".")[0] for module in modules} & {"torch", "transformers", "datasets", "click"}
+    assert not modules & {"safetensors.torch"}
+
+
+@pytest.mark.parametrize("start", WITHOUT_ZARR)
+def test_committing_and_verifying_load_no_zarr(start):
+    seen, waiting = set(), {f"shared.{start}"}
+    while waiting:
+        module = waiting.pop()
+        path = Path(*module.split(".")).with_suffix(".py")
+        if module in seen or not (ROOT / path).is_file():
+            continue
+        seen.add(module)
+        modules = imports(str(path))
+        assert not {name.split(".")[0] for name in modules} & {"zarr", "torch"}, f"{start} reaches {path}"
+        waiting |= {name for name in modules if name.startswith("shared.")}
+
+
+@files
+def test_a_file_has_at_most_400_lines(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@files
+def test_a_file_says_what_it_is_and_is_named_after_it(name):
+    assert Path(name).stem not in {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
+    if (ROOT / name).read_text(encoding="utf-8").strip():
+        assert ast.get_docstring(tree(name)), "a module's docstring says what its subject is"
+
+
+@files
+def test_nothing_read_from_disk_can_run_code(name):
+    modules = {module.split(".")[0] for module in imports(name)}
+    assert not modules & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    for function, keywords in calls(name):
+        assert function not in {"torch.load", "torch.save", "eval", "exec", "np.save", "numpy.save"}
+        assert keywords.get("trust_remote_code", "False") == "False"
+        assert keywords.get("allow_pickle", "False") == "False"
+        assert keywords.get("shell", "False") == "False"
+
+
+@files
+def test_nothing_is_printed_but_through_click_and_rich(name):
+    assert not [function for function, _ in calls(name) if function == "print"]
+
+
+def test_architectures_are_a_literal_dictionary():
+    path = "train/architectures/__init__.py"
+    values = [node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Assign | ast.AnnAssign)
+              and "ARCHITECTURES" in ast.unparse(node)]
+    assert any(isinstance(value, ast.Dict) for value in values)

@@ -1,0 +1,99 @@
+"""``python -m train run`` as a user types it, over a cache in memory."""
+
+import pytest
+from click.testing import CliRunner
+
+from shared.errors import RecipeError, UserError
+from tests.train import tiny_run
+from train import choose_cache
+from train.commands import run as command
+
+TINY = ["--set", "train.batch_size=64", "--set", "train.num_tokens=1280", "--set", "sae.d_sae=32", "--set", "sae.k=3"]
+
+
+@pytest.fixture
+def invoke(monkeypatch, tmp_path):
+    cache = tiny_run.cache()
+    monkeypatch.setattr(command, "choose_cache", lambda name, layer: cache)
+
+    def call(*arguments, **fields):
+        result = CliRunner().invoke(command.run, ["--runs", str(tmp_path), "--device", "cpu", *arguments], **fields)
+        if isinstance(result.exception, UserError):
+            raise result.exception
+        return result
+
+    return call
+
+
+def test_a_run_trains_evaluates_and_says_where_the_files_are(invoke, tmp_path):
+    result = invoke("--layer", "3", *TINY)
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "fake" / "layer3").glob("batchtopk-*")
+    assert (folder / "eval.json").is_file()
+    assert str(folder) in result.output
+    assert "explained variance (l0) by class" in result.output
+    again = invoke("--layer", "3", *TINY)
+    assert "is trained already" in again.output
+    assert "content" in again.output
+
+
+def test_fresh_asks_and_then_trains_again(invoke, tmp_path):
+    invoke("--layer", "3", *TINY)
+    (weights,) = tmp_path.rglob("sae_weights.safetensors")
+    before = weights.stat().st_mtime_ns
+    assert invoke("--layer", "3", *TINY, "--fresh", input="n\n").exit_code == 1
+    assert weights.stat().st_mtime_ns == before
+    assert invoke("--layer", "3", *TINY, "--fresh", input="y\n").exit_code == 0
+    assert weights.stat().st_mtime_ns > before
+
+
+def test_help_has_an_example(invoke):
+    assert "python -m train run --layer 9" in invoke("--help").output
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "Which layer"),
+    (["--layer", "3", "--expansion", "8 x"], "--expansion must be positive numbers"),
+    (["--layer", "3", "--set", "train.lrr=1"], "Did you mean 'lr'"),
+    (["--layer", "3", "--set", "lr=1"], "expected TABLE.KEY=VALUE"),
+    (["--layer", "3", "--recipe", "nothing"], "No recipe 'nothing'"),
+])
+def test_mistakes_end_in_one_clear_line(invoke, arguments, message):
+    with pytest.raises(RecipeError, match=message):
+        invoke(*arguments)
+
+
+class _Cache:
+    def __init__(self, path, layers):
+        self.path, self.name, self.layers = path, path.name, layers
+
+
+@pytest.fixture
+def caches(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    held = {"a": (9, 15), "b": (9,), "c": (4,)}
+    for name in held:
+        (tmp_path / "caches" / name).mkdir(parents=True)
+        (tmp_path / "caches" / name / "plan.json").write_text("{}")
+    monkeypatch.setattr(choose_cache, "open_cache", lambda path: _Cache(path, held[path.name]))
+
+
+@pytest.mark.usefixtures("caches")
+def test_the_one_cache_with_the_layer_is_taken_else_they_are_listed():
+    assert choose_cache.choose_cache(None, 15).name == "a"
+    assert choose_cache.choose_cache("b", 9).name == "b"
+    assert choose_cache.choose_cache("caches/c", 4).name == "c"
+    with pytest.raises(RecipeError, match="Several caches hold layer 9: a, b"):
+        choose_cache.choose_cache(None, 9)
+    with pytest.raises(RecipeError, match=r"No cache under caches/ holds layer 7.*a \(layers 9, 15\)"):
+        choose_cache.choose_cache(None, 7)
+    with pytest.raises(RecipeError, match="add-layers caches/b --layers 15"):
+        choose_cache.choose_cache("b", 15)
+    with pytest.raises(RecipeError, match="No cache 'd'.*Caches here: a, b, c"):
+        choose_cache.choose_cache("d", 9)
+
+
+def test_without_any_cache_the_message_says_how_to_make_one(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="make harvest"):
+        choose_cache.choose_cache(None, 9)

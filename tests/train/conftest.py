@@ -1,0 +1,12 @@
+"""One thread for the tiny problems here: they are faster so, and every test gives the same bits."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,60 @@
+"""The batch iterator."""
+
+import numpy as np
+import pytest
+import torch
+
+from shared.errors import RecipeError
+from tests.train.fake_cache import FakeCache
+from train.batches import Batches
+
+
+@pytest.fixture
+def cache():
+    return FakeCache(np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float32), num_train_rows=2600)
+
+
+def test_batches_hold_the_rows_of_the_order(cache):
+    batches = Batches(cache, layer=3, batch_size=100, window_blocks=4, num_steps=60)
+    count = 0
+    for step, x in enumerate(batches):
+        assert x.dtype == torch.bfloat16
+        assert x.shape == (100, 6)
+        expected = cache.layer(3)[batches.rows(step)].astype(np.float32)
+        assert np.array_equal(x.float().numpy(), expected)
+        count += 1
+    assert count == len(batches) == 60
+
+
+def test_one_pass_is_the_default_and_leaves_the_rest_of_a_batch(cache):
+    batches = Batches(cache, layer=3, batch_size=100)
+    assert len(batches) == batches.order.num_rows // 100
+
+
+def test_a_later_start_gives_the_same_batches(cache):
+    whole = list(Batches(cache, layer=3, batch_size=64, window_blocks=5, num_steps=50, data_seed=3))
+    rest = list(Batches(cache, layer=3, batch_size=64, window_blocks=5, num_steps=50, data_seed=3, start_step=31))
+    assert len(rest) == 19
+    assert all(torch.equal(a, b) for a, b in zip(whole[31:], rest, strict=True))
+
+
+def test_a_reader_that_fails_is_heard(cache):
+    def broken(number):
+        raise OSError("gone")
+
+    cache.layer(3).block = broken
+    with pytest.raises(OSError, match="gone"):
+        next(iter(Batches(cache, layer=3, batch_size=64)))
+
+
+def test_leaving_the_loop_early_ends_the_thread(cache):
+    iterator = iter(Batches(cache, layer=3, batch_size=64))
+    next(iterator)
+    iterator.close()
+
+
+def test_a_layer_that_is_not_there_and_too_few_rows_are_refused(cache):
+    with pytest.raises(RecipeError, match=r"Layer 5 is not in .* holds layers 3"):
+        Batches(cache, layer=5)
+    with pytest.raises(RecipeError, match="fewer than one batch"):
+        Batches(cache, layer=3, batch_size=10_000)

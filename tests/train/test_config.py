@@ -1,0 +1,51 @@
+"""Recipes of the train stage, and the names of SAEs."""
+
+import pytest
+
+from shared.errors import RecipeError
+from train.config import plan_saes, read_train_config, sae_tables
+
+
+def plans(recipe, expansions=None, d_in=64):
+    return plan_saes(sae_tables(recipe, expansions), read_train_config(recipe), 9, d_in)
+
+
+def test_without_a_recipe_there_are_two_batchtopk_saes():
+    assert [plan.name.rsplit("-", 1)[0] for plan in plans({})] == ["batchtopk-512-k32-s0", "batchtopk-1024-k32-s0"]
+
+
+def test_expansions_repeat_every_table_of_the_recipe():
+    recipe = {"sae": [{"architecture": "topk", "k": 4}, {"architecture": "jumprelu", "l0": 20.0}]}
+    names = [plan.name.rsplit("-", 1)[0] for plan in plans(recipe, [2.0, 4.0])]
+    assert names == ["topk-128-k4-s0", "topk-256-k4-s0", "jumprelu-128-l0-20-s0", "jumprelu-256-l0-20-s0"]
+
+
+def test_an_override_alone_changes_the_default():
+    assert [plan.config.k for plan in plans({"sae": [{"k": 5}]})] == [5, 5]
+    assert [plan.config.d_sae for plan in plans({"sae": [{"d_sae": 99}]})] == [99]
+
+
+def test_a_name_depends_on_what_the_weights_depend_on():
+    name = plans({})[0].name
+    assert plans({"train": {"checkpoint_minutes": 9.0, "log_steps": 3}})[0].name == name
+    for train in ({"lr": 1e-3}, {"data_seed": 1}, {"policy": {"max_norm": 5.0}}, {"batch_size": 7}):
+        assert plans({"train": train})[0].name != name
+
+
+def test_a_width_given_either_way_is_the_same_sae():
+    one = plans({"sae": [{"architecture": "topk", "expansion": 4.0}]})
+    other = plans({"sae": [{"architecture": "topk", "d_sae": 256}]})
+    assert one[0].name == other[0].name
+
+
+@pytest.mark.parametrize(("recipe", "message"), [
+    ({"sae": [{"architecture": "topkk"}]}, r"architecture must be one of standard, jumprelu.*got 'topkk'"),
+    ({"sae": [{"architecture": "topk", "kk": 3}]}, r"unknown key 'kk'\. Did you mean 'k'"),
+    ({"sae": [{"architecture": "topk", "k": 0}]}, r"\[\[sae\]\]\.k: .*greater than or equal to 1; got 0"),
+    ({"sae": [{"architecture": "topk"}, {"architecture": "topk"}]}, "number 2 is the same SAE as another"),
+    ({"train": {"warmup_share": 0.5, "decay_share": 0.8}}, "must add up to 1 at most"),
+    ({"train": {"policy": {"drop_class": ["first"]}}}, r"\[train\]\.policy: unknown key 'drop_class'"),
+])
+def test_mistakes_are_named(recipe, message):
+    with pytest.raises(RecipeError, match=message):
+        plans(recipe)

@@ -1,0 +1,155 @@
+"""A whole run: what it leaves, and that a kill at any time changes nothing."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shared.errors import IdentityError, TryAgainError
+from shared.sealed_json import read_sealed, write_sealed
+from tests.train import tiny_run
+from train.training_set import CHECKPOINTS, locked
+
+PROGRAM = [sys.executable, str(Path(tiny_run.__file__))]
+
+
+def weights(folders):
+    return {folder.name: (folder / "sae_weights.safetensors").read_bytes() for folder in folders}
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+
+
+def checkpoint_since(folder, begun):
+    """Whether a checkpoint was written after a time; one may be removed while we look."""
+    for path in folder.rglob("step-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime > begun:
+                return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    _, folders = tiny_run.train(tmp_path_factory.mktemp("runs"))
+    torch.set_num_threads(before)
+    return folders
+
+
+def test_a_run_leaves_what_the_design_says(reference):
+    for folder in reference:
+        assert {path.name for path in folder.iterdir()} == {
+            "sae_weights.safetensors", "cfg.json", "metrics.jsonl", "run.json"}
+        run = read_sealed(folder / "run.json")
+        assert run["name"] == folder.name
+        assert run["units"] == [0, 1, 2, 3]
+        assert run["resolved"]["num_steps"] == 120
+        assert [line["step"] for line in metrics(folder)] == [*range(7, 120, 7), 120]
+    assert [path.name for path in (reference[0].parent / CHECKPOINTS).iterdir()] == ["lock"]
+
+
+def test_a_finished_sae_is_not_trained_again(reference, tmp_path):
+    said = []
+    before = weights(reference)
+    _, folders = tiny_run.train(reference[0].parents[2], say=said.append)
+    assert weights(folders) == before
+    assert len(said) == 4
+    assert all("is trained already" in line for line in said)
+
+
+def test_killed_at_any_time_the_same_command_gives_the_same_bits(reference, tmp_path):
+    rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
+    kills, started = 0, time.time()
+    while True:
+        begun = time.time()
+        process = subprocess.Popen([*PROGRAM, str(tmp_path)], stderr=subprocess.DEVNULL)
+        try:
+            # Start-up takes seconds; kills are worth more in the loop: wait for a checkpoint of this process.
+            while process.poll() is None and not checkpoint_since(tmp_path, begun):
+                time.sleep(0.005)
+            assert process.wait(timeout=rng.uniform(0.0, 0.4) if kills < 4 else 120) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    folders = [tmp_path / "fake" / "layer3" / folder.name for folder in reference]
+    assert weights(folders) == weights(reference)
+    for folder, expected in zip(folders, reference, strict=True):
+        assert metrics(folder) == metrics(expected)
+    assert time.time() - started < 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_the_exit_code_says_so(reference, tmp_path, number, monkeypatch):
+    from train.trainer import Trainer
+
+    original = Trainer.step
+
+    def step(self, x, variance, count):
+        if count == 33 and self.name.startswith("batchtopk"):
+            os.kill(os.getpid(), number)
+        original(self, x, variance, count)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(SystemExit) as stopped:
+        tiny_run.train(tmp_path)
+    assert stopped.value.code == 128 + number
+    assert list(tmp_path.rglob("step-000000034"))
+    monkeypatch.undo()
+    _, folders = tiny_run.train(tmp_path)
+    assert weights(folders) == weights(reference)
+
+
+def test_units_committed_later_do_not_change_a_run_that_goes_on(tmp_path, monkeypatch):
+    recipe = {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][:1]}
+    _, expected = tiny_run.train(tmp_path / "a", recipe, units=[0, 1])
+    with monkeypatch.context() as patch:
+        from train.trainer import Trainer
+
+        original = Trainer.step
+
+        def step(self, x, variance, count):
+            if count == 50:
+                raise KeyboardInterrupt
+            original(self, x, variance, count)
+
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run.train(tmp_path / "b", recipe, units=[0, 1])
+    _, folders = tiny_run.train(tmp_path / "b", recipe, units=[0, 1, 2, 3])
+    assert weights(folders) == weights(expected)
+    assert read_sealed(folders[0] / "run.json")["units"] == [0, 1]
+
+
+def test_an_sae_of_a_set_has_the_weights_that_it_has_alone(reference, tmp_path):
+    recipe = {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][1:2]}
+    _, folders = tiny_run.train(tmp_path, recipe)
+    assert weights(folders).items() <= weights(reference).items()
+
+
+def test_the_same_name_from_another_recipe_or_cache_is_refused(tmp_path):
+    recipe = {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][3:]}
+    _, (folder,) = tiny_run.train(tmp_path, recipe)
+    run = read_sealed(folder / "run.json")
+    for change, message in ({"cache_id": "0" * 32}, "another cache"), ({"recipe": {}}, "another recipe"):
+        write_sealed(folder / "run.json", {**run, **change})
+        with pytest.raises(IdentityError, match=message):
+            tiny_run.train(tmp_path, recipe)
+
+
+def test_two_processes_never_train_in_the_same_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(TryAgainError, match="Another process"), locked(tmp_path):
+        pass

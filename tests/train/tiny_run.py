@@ -1,0 +1,38 @@
+"""A tiny training run over a cache in memory, as a program that tests can kill: python tiny_run.py RUNS [STEPS]."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from tests.train.fake_cache import FakeCache, planted
+from train.config import plan_saes, read_train_config, sae_tables
+from train.run import train_saes
+
+RECIPE = {
+    "train": {"batch_size": 64, "num_tokens": 64 * 120, "log_steps": 7, "checkpoint_steps": 10,
+              "window_blocks": 5, "calibration_batches": 4},
+    "sae": [{"architecture": "batchtopk", "d_sae": 48, "k": 3, "dead_after_tokens": 256},
+            {"architecture": "jumprelu", "d_sae": 48, "l0": 3.0},
+            {"architecture": "standard", "d_sae": 48, "l0": 3.0},
+            {"architecture": "topk", "d_sae": 40, "k": 3}],
+}
+
+
+def cache(units=None):
+    rows, _ = planted(4096, d_in=24)
+    return FakeCache(rows * 7 + 1, num_train_rows=3500, units=units)
+
+
+def train(runs, recipe=RECIPE, units=None, say=lambda line: None):
+    config = read_train_config(recipe)
+    opened = cache(units)
+    saes = plan_saes(sae_tables(recipe, None), config, 3, opened.d_model)
+    return opened, train_saes(opened, 3, config, saes, runs=Path(runs), device="cpu", say=say)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(sys.argv[1])

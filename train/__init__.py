@@ -1,0 +1,1 @@
+"""Stage 2: one cache in, shuffled batches, many sparse autoencoders out. No language model is loaded here."""

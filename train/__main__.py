@@ -1,0 +1,20 @@
+"""``python -m train``: see ``python -m train --help``."""
+
+import logging
+
+import click
+
+from shared.terminal import run_command
+from train.commands.run import run
+
+
+@click.group()
+def main() -> None:
+    """Train sparse autoencoders from a cache of activations. No language model is loaded."""
+
+
+main.add_command(run)
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    run_command(main)

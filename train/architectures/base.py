@@ -1,0 +1,182 @@
+"""What every sparse autoencoder has: parameters, an encoder, a decoder, a loss, and counts of silent tokens.
+
+    pre_acts = x W_enc + b_enc        x [batch, d_in],  W_enc [d_in, d_sae]
+    latents  = activation(pre_acts)   [batch, d_sae]
+    x_hat    = latents W_dec + b_dec  W_dec [d_sae, d_in], rows of unit L2 norm
+
+In training x is the scaled and centred activation (`train.statistics`), so ``b_dec`` starts at zero and is
+not subtracted from the encoder's input: no gradient to the input is ever needed. `train.export` folds
+scale and centre in, and the SAE on disk takes raw activations and has the usual ``(x - b_dec) W_enc``.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from shared.recipe import Table
+
+
+class SAEConfig(Table):
+    """Fields that every architecture has."""
+
+    expansion: float = Field(default=8.0, gt=0)
+    """Number of latents as a multiple of d_in; not used where d_sae is given."""
+    d_sae: int | None = Field(default=None, ge=1)
+    """Number of latents."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initialisation, and of nothing else: the order of the batches is [train] data_seed."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate at its peak. By default [train] lr, or else a rule (`train.optimizer.default_lr`)."""
+    encoder_scale: float = Field(default=1.0, gt=0)
+    """The encoder starts as the decoder's transpose times this."""
+    decoder_init: Literal["normal", "kaiming_uniform"] = "normal"
+    """Distribution of the decoder's rows before they are scaled to unit norm."""
+    tied_init: bool = True
+    """Start the encoder as the decoder's transpose; else draw it like the decoder, independently."""
+
+    def width(self, d_in: int) -> int:
+        """d_sae for inputs of width ``d_in``."""
+        return self.d_sae if self.d_sae is not None else max(1, round(self.expansion * d_in))
+
+    def sparsity_name(self) -> str:
+        """The sparsity as it stands in an SAE's name: "k32", "l0-32"."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long an SAE will be trained, which schedules depend on."""
+
+    num_steps: int
+    batch_size: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens seen in the whole run."""
+        return self.num_steps * self.batch_size
+
+    @property
+    def dead_window(self) -> int:
+        """Tokens without firing after which a latent is reported dead (design 6.7)."""
+        return max(1, min(1_000_000, self.num_tokens // 10))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The parts of one step's loss, as scalars on the device; ``total`` is what is differentiated.
+
+    Squared errors are summed over d_in and averaged over the batch in ``total``, and averaged over d_in too
+    in ``mse``, which with scaled inputs is close to the unexplained share of the variance.
+    """
+
+    total: Tensor
+    mse: Tensor
+    sparsity: Tensor
+    """The sparsity penalty as it enters ``total`` (0 for TopK kinds)."""
+    aux: Tensor
+    """The auxiliary term as it enters ``total``."""
+    l0: Tensor
+    """Mean number of active latents in a row."""
+    fired: Tensor
+    """bool [d_sae]: latents that were active in any row."""
+
+
+class SAE(nn.Module, ABC):
+    """Base of the architectures. A subclass sets ``Config``, `encode` and `loss`."""
+
+    Config: ClassVar[type[SAEConfig]]
+    name: ClassVar[str]
+
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    tokens_since_fired: Tensor
+
+    def __init__(self, config: SAEConfig, d_in: int, length: RunLength) -> None:
+        super().__init__()
+        self.config = config
+        self.length = length
+        self.d_in = d_in
+        self.d_sae = config.width(d_in)
+        decoder, encoder = initial_weights(config, d_in, self.d_sae)
+        # The encoder is stored latent by latent, as the decoder is: its sparse gradient, its GEMM and the
+        # optimiser's state then all walk along rows of d_in.
+        self.W_enc = nn.Parameter(encoder.t())
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        self.W_dec = nn.Parameter(decoder)
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.register_buffer("tokens_since_fired", torch.zeros(self.d_sae, dtype=torch.int64))
+
+    def pre_acts(self, x: Tensor) -> Tensor:
+        """Encoder output before the activation function: ``[batch, d_in] -> [batch, d_sae]``."""
+        return torch.addmm(self.b_enc, x, self.W_enc)
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Latents ``[batch, d_sae]`` of x ``[batch, d_in]``, each row independent of the others."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Reconstruction ``[batch, d_in]`` of latents ``[batch, d_sae]``."""
+        return torch.addmm(self.b_dec, latents, self.W_dec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``decode(encode(x))``, as it is used after training."""
+        return self.decode(self.encode(x))
+
+    @abstractmethod
+    def loss(self, x: Tensor, step: int) -> Loss:
+        """The training loss of a batch ``[batch, d_in]`` at a step (0-based)."""
+
+    @torch.no_grad()
+    def after_step(self, loss: Loss, batch_size: int, step: int) -> None:
+        """Book-keeping after the optimiser's step: unit decoder rows and the count of silent tokens."""
+        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min_(1e-8))
+        self.tokens_since_fired.add_(batch_size)
+        self.tokens_since_fired.masked_fill_(loss.fired, 0)
+
+    @torch.no_grad()
+    def remove_parallel_gradient(self) -> None:
+        """Take from the decoder's gradient what would only change the length of its rows.
+
+        The rows are scaled back to unit norm after every step; left in, this part would still fill Adam's
+        moments (Bricken et al. 2023, "Towards Monosemanticity", appendix).
+        """
+        grad = self.W_dec.grad
+        if grad is not None:
+            grad.addcmul_(self.W_dec, torch.linalg.vecdot(grad, self.W_dec).neg_()[:, None])
+
+    def lr_multiples(self) -> dict[str, float]:
+        """Parameters that learn at another rate than the rest, as multiples of it."""
+        return {}
+
+    def calibrate(self, batches: list[Tensor]) -> None:
+        """Set what is estimated with the final weights, from batches of training rows ``[batch, d_in]``."""
+
+    def reconstruction_error(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Squared error summed over d_in, averaged over the batch (a scalar)."""
+        error = x - x_hat
+        return error.square().sum() / len(x)
+
+
+def initial_weights(config: SAEConfig, d_in: int, d_sae: int) -> tuple[Tensor, Tensor]:
+    """Decoder and transposed encoder, both ``[d_sae, d_in]``: a function of the seed, on any device."""
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def rows() -> Tensor:
+        if config.decoder_init == "normal":
+            drawn = torch.randn(d_sae, d_in, generator=generator)
+        else:
+            bound = math.sqrt(6.0 / d_in)
+            drawn = torch.empty(d_sae, d_in).uniform_(-bound, bound, generator=generator)
+        norms: Tensor = torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
+        return drawn / norms
+
+    decoder = rows()
+    encoder = decoder if config.tied_init else rows()
+    return decoder, encoder * config.encoder_scale

@@ -1,0 +1,97 @@
+"""BatchTopK (Bussmann et al. 2024, arXiv 2412.06410): the k * batch largest pre-activations of a batch.
+
+    latents = pre_acts where pre_acts >= t(batch), else 0;   t(batch) so that k * batch of them are kept
+    loss    as TopK's (`train.architectures.topk`), AuxK included
+
+Rows that need more latents take them from rows that need fewer. After training a row must not depend on its
+neighbours, so one threshold stands in for t(batch). While training it is the average of t(batch) over recent
+batches (exponential, with bias correction); at the end it is set from training rows with the final weights,
+so that their mean L0 is k. On disk this is a JumpReLU SAE.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.architectures.base import Loss, RunLength
+from train.architectures.topk import TopKConfig, TopKSAE
+
+_DECAY = 0.99
+
+
+class BatchTopKSAE(TopKSAE):
+    """See the module's docstring."""
+
+    name = "batchtopk"
+
+    threshold_sum: Tensor
+    threshold_weight: Tensor
+    threshold_calibrated: Tensor
+
+    def __init__(self, config: TopKConfig, d_in: int, length: RunLength) -> None:
+        super().__init__(config, d_in, length)
+        self.register_buffer("threshold_sum", torch.tensor(0.0))
+        self.register_buffer("threshold_weight", torch.tensor(0.0))
+        self.register_buffer("threshold_calibrated", torch.tensor(float("nan")))
+        self._last_threshold: float = 0.0
+        self._batch_threshold: Tensor | None = None
+
+    @property
+    def threshold(self) -> Tensor:
+        """[d_sae]: the one threshold of inference, for every latent."""
+        average = self.threshold_sum / self.threshold_weight.clamp_min(1e-12)
+        value = torch.where(self.threshold_calibrated.isnan(), average, self.threshold_calibrated)
+        return value.expand(self.d_sae)
+
+    def encode(self, x: Tensor) -> Tensor:
+        pre_acts = self.pre_acts(x)
+        return pre_acts.relu() * (pre_acts > self.threshold)
+
+    def choose(self, pre_acts: Tensor) -> Tensor:
+        wanted = min(self.k * len(pre_acts), pre_acts.numel())
+        flat = pre_acts.detach().flatten()
+        if flat.device.type == "cpu":
+            chosen, threshold = self._choose_on_cpu(flat, wanted)
+        else:
+            top = torch.topk(flat, wanted, sorted=False)
+            chosen, threshold = top.indices, top.values.min().float()
+        self._batch_threshold = threshold.clamp_min(0.0)
+        return chosen
+
+    def _choose_on_cpu(self, flat: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+        """The ``wanted`` largest entries by an exact threshold: a tenth of the time of a flat topk.
+
+        Candidates are what lies over nine tenths of the last threshold; if those are too few, everything.
+        The result does not depend on where the search began, so a resumed run takes the same latents.
+        """
+        values = flat.numpy()
+        candidates = np.flatnonzero(values > 0.9 * self._last_threshold)
+        if len(candidates) < wanted:
+            candidates = np.flatnonzero(values > 0.0)
+        if len(candidates) > wanted:
+            kept = values[candidates]
+            threshold = np.partition(kept, len(kept) - wanted)[len(kept) - wanted]
+            candidates = candidates[kept >= threshold]
+        else:
+            threshold = values[candidates].min() if len(candidates) else np.float32(0.0)
+        self._last_threshold = float(threshold)
+        return torch.from_numpy(candidates), torch.tensor(float(threshold))
+
+    @torch.no_grad()
+    def after_step(self, loss: Loss, batch_size: int, step: int) -> None:
+        super().after_step(loss, batch_size, step)
+        assert self._batch_threshold is not None
+        self.threshold_sum.mul_(_DECAY).add_(self._batch_threshold, alpha=1 - _DECAY)
+        self.threshold_weight.mul_(_DECAY).add_(1 - _DECAY)
+
+    @torch.no_grad()
+    def calibrate(self, batches: list[Tensor]) -> None:
+        """Set the threshold so that these training rows have a mean L0 of k with the weights as they are."""
+        wanted = self.k * sum(len(x) for x in batches)
+        for floor in (0.5 * self.threshold[0], torch.zeros_like(self.threshold[0])):
+            flat = (self.pre_acts(x).float().flatten() for x in batches)
+            values = torch.cat([z[z > floor] for z in flat])
+            if len(values) > wanted:
+                self.threshold_calibrated.copy_(torch.kthvalue(values, len(values) - wanted).values)
+                return
+        self.threshold_calibrated.zero_()  # fewer positive pre-activations than asked: all of them are kept

@@ -1,0 +1,71 @@
+"""Standard: ReLU with an L1 penalty (Bricken et al. 2023, "Towards Monosemanticity").
+
+    latents = ReLU(x W_enc + b_enc)
+    loss    = |x - x_hat|^2 + c * sum_i latents_i,    rows of W_dec of unit norm
+
+Averaged over the batch. ``c`` follows the asked L0 (`train.sparsity`) or is given. L1 shrinks activations,
+so this is a baseline.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from train.architectures.base import SAE, Loss, RunLength, SAEConfig
+from train.sparsity import CoefficientController, FixedCoefficient
+
+
+class StandardConfig(SAEConfig):
+    """Fields of a [[sae]] table with ``architecture = "standard"``."""
+
+    l0: float = Field(default=32.0, gt=0)
+    """Mean number of active latents to come to; not used where l1_coefficient is given."""
+    l1_coefficient: float | None = Field(default=None, ge=0)
+    """Fixed coefficient of the L1 penalty, in the units of the scaled input."""
+    start_l0: float | None = Field(default=4.0, gt=0)
+    """L0 at the start as a multiple of l0: b_enc starts so that each latent is active on the same share of the
+    first batch. None starts b_enc at zero, where half of all latents are active."""
+    coefficient_warmup: float = Field(default=0.03, ge=0, le=1)
+    """Share of the steps over which a fixed coefficient rises from zero."""
+
+    def sparsity_name(self) -> str:
+        return f"l0-{self.l0:g}" if self.l1_coefficient is None else f"l1-{self.l1_coefficient:g}"
+
+
+class StandardSAE(SAE):
+    """See the module's docstring."""
+
+    Config = StandardConfig
+    name = "standard"
+
+    def __init__(self, config: StandardConfig, d_in: int, length: RunLength) -> None:
+        super().__init__(config, d_in, length)
+        self.config: StandardConfig = config
+        self.controller: CoefficientController | FixedCoefficient
+        if config.l1_coefficient is None:
+            self.controller = CoefficientController(config.l0, 1.0, length.num_steps)
+        else:
+            self.controller = FixedCoefficient(config.l1_coefficient,
+                                               round(config.coefficient_warmup * length.num_steps))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.pre_acts(x).relu_()
+
+    @torch.no_grad()
+    def _start_biases(self, x: Tensor) -> None:
+        if self.config.start_l0 is not None and self.config.l1_coefficient is None:
+            share = min(0.5, self.config.start_l0 * self.config.l0 / self.d_sae)
+            number = max(1, round(share * len(x)))
+            self.b_enc.sub_(torch.topk(self.pre_acts(x).float(), number, dim=0, sorted=True).values[-1])
+
+    def loss(self, x: Tensor, step: int) -> Loss:
+        if step == 0:
+            self._start_biases(x)
+        latents = self.pre_acts(x).relu()
+        error = self.reconstruction_error(x, self.decode(latents))
+        penalty = self.controller.coefficient() * latents.sum() / len(x)
+        active = latents.detach() > 0
+        l0 = active.sum() / len(x)
+        self.controller.update(l0, step)
+        return Loss(total=error + penalty, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
+                    aux=error.new_zeros(()), l0=l0, fired=active.any(0))

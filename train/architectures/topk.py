@@ -1,0 +1,120 @@
+"""TopK (Gao et al. 2024, arXiv 2406.04093): the k largest pre-activations of each row, and AuxK.
+
+    latents = TopK(ReLU(x W_enc + b_enc), k)
+    loss    = |x - x_hat|^2 + a * d_in * |e - e_hat|^2 / |e - mean(e)|^2
+
+averaged over the batch, rows of W_dec of unit norm. The second term is AuxK: e = x - x_hat, detached, and
+e_hat its reconstruction from the k_aux largest pre-activations of the latents that have been silent for a
+while (counted in tokens), so that dead latents learn what the others miss. With inputs scaled to a mean
+square of 1 per dimension, both terms are in units of explained variance times d_in.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from train.architectures.base import SAE, Loss, RunLength, SAEConfig
+from train.architectures.sparse import Selection, decode_pairs, gather_pre_acts, select_pairs
+
+_REFRESH_STEPS = 16
+"""Every how many steps the list of silent latents is made anew. On a GPU that is a wait for the device."""
+
+
+class TopKConfig(SAEConfig):
+    """Fields of a [[sae]] table with ``architecture = "topk"`` or "batchtopk"."""
+
+    k: int = Field(default=32, ge=1)
+    """Number of active latents: of each row (topk), or on average over a batch (batchtopk)."""
+    aux_coefficient: float = Field(default=1 / 32, ge=0)
+    """Weight of AuxK relative to the reconstruction's; 0 turns it off."""
+    k_aux: int | None = Field(default=None, ge=1)
+    """How many silent latents reconstruct the residual of a row. By default half of d_in."""
+    dead_after_tokens: int | None = Field(default=None, ge=1)
+    """Tokens without firing after which AuxK takes a latent. By default 10 M or a tenth of the run."""
+
+    def sparsity_name(self) -> str:
+        return f"k{self.k}"
+
+
+class TopKSAE(SAE):
+    """See the module's docstring."""
+
+    Config = TopKConfig
+    name = "topk"
+
+    silent: Tensor
+
+    def __init__(self, config: TopKConfig, d_in: int, length: RunLength) -> None:
+        super().__init__(config, d_in, length)
+        self.config: TopKConfig = config
+        self.k = min(config.k, self.d_sae)
+        self.k_aux = config.k_aux if config.k_aux is not None else max(1, d_in // 2)
+        self.dead_after = config.dead_after_tokens or max(1, min(10_000_000, length.num_tokens // 10))
+        self.sparse_on_cpu = True  # tests turn it off to compare with dense autograd
+        self.register_buffer("silent", torch.zeros(self.d_sae, dtype=torch.bool))
+        self._silent_list: Tensor | None = None
+
+    def encode(self, x: Tensor) -> Tensor:
+        pre_acts = self.pre_acts(x)
+        values, latents = torch.topk(pre_acts, self.k, dim=1, sorted=False)
+        return torch.zeros_like(pre_acts).scatter_(1, latents, values.relu_())
+
+    def choose(self, pre_acts: Tensor) -> Tensor:
+        """The pairs that a training batch keeps: row * d_sae + latent, int64 [n], sorted by row on a CPU."""
+        latents = torch.topk(pre_acts, self.k, dim=1, sorted=False).indices
+        rows = torch.arange(len(pre_acts), device=pre_acts.device)
+        return (latents + rows[:, None] * self.d_sae).flatten()
+
+    def loss(self, x: Tensor, step: int) -> Loss:
+        if x.device.type == "cpu" and self.sparse_on_cpu:
+            x_hat, l0, fired = self._reconstruct_sparse(x)
+        else:
+            x_hat, l0, fired = self._reconstruct_dense(x)
+        error = self.reconstruction_error(x, x_hat)
+        aux = self.aux_loss(x, x_hat, step)
+        total = error if aux is None else error + aux
+        return Loss(total=total, mse=error.detach() / self.d_in, sparsity=error.new_zeros(()),
+                    aux=error.new_zeros(()) if aux is None else aux.detach(), l0=l0, fired=fired)
+
+    def _reconstruct_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction, L0 and fired latents; the same sums as the dense form, over selected pairs only."""
+        with torch.no_grad():
+            pre_acts = self.pre_acts(x)
+            flat = self.choose(pre_acts)
+            flat = flat[pre_acts.flatten().index_select(0, flat) > 0]
+            selection: Selection = select_pairs(flat, len(x), self.d_sae)
+        values = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, selection)
+        x_hat = decode_pairs(values, self.W_dec, selection) + self.b_dec
+        l0 = torch.tensor(len(flat) / len(x))
+        return x_hat, l0, selection.counts > 0
+
+    def _reconstruct_dense(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same through dense autograd: the form for GPUs, and the reference for tests."""
+        pre_acts = self.pre_acts(x)
+        with torch.no_grad():
+            mask = torch.zeros_like(pre_acts, dtype=torch.bool)
+            mask.view(-1)[self.choose(pre_acts)] = True
+            mask &= pre_acts > 0
+        x_hat = self.decode(pre_acts * mask)
+        return x_hat, mask.sum() / len(x), mask.any(0)
+
+    def aux_loss(self, x: Tensor, x_hat: Tensor, step: int) -> Tensor | None:
+        """AuxK, or None while no latent is silent. Only the silent columns are computed."""
+        if self.config.aux_coefficient == 0:
+            return None
+        if step % _REFRESH_STEPS == 0:
+            self.silent.copy_(self.tokens_since_fired >= self.dead_after)
+            self._silent_list = None
+        if self._silent_list is None:
+            self._silent_list = self.silent.nonzero().squeeze(1)
+        silent = self._silent_list
+        if len(silent) == 0:
+            return None
+        residual = (x - x_hat).detach()
+        latents = torch.relu(torch.addmm(self.b_enc[silent], x, self.W_enc.t().index_select(0, silent).t()))
+        if len(silent) > self.k_aux:
+            values, columns = torch.topk(latents, self.k_aux, dim=1, sorted=False)
+            latents = torch.zeros_like(latents).scatter(1, columns, values)
+        error = (residual - latents @ self.W_dec.index_select(0, silent)).square().sum()
+        variance = (residual - residual.mean(0)).square().sum()
+        return self.config.aux_coefficient * self.d_in * error / variance.clamp_min(1e-12)

@@ -1,0 +1,91 @@
+"""Checkpoints: all SAEs of a set at one step, in a folder of their own that appears whole or not at all.
+
+    checkpoints/<set>/step-000001234/state.safetensors      every trainer's tensors, "<sae name>/<tensor>"
+    checkpoints/<set>/step-000001234/checkpoint.json        step, digest of the state, length of each metrics file
+
+Written under a temporary name, fsynced, renamed, the parent fsynced. The two newest are kept; a damaged newest
+one is passed over for the one before, with a warning.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from torch import Tensor
+
+from shared import storage
+from shared.digests import file_digest
+from shared.errors import CorruptError, UserError
+from shared.sealed_json import read_sealed, seal
+from train.tensor_files import read_tensors, write_tensors
+
+KEPT = 2
+_STATE = "state.safetensors"
+_RECORD = "checkpoint.json"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back."""
+
+    step: int
+    """Steps done."""
+    tensors: dict[str, Tensor]
+    metrics_bytes: dict[str, int]
+    """Length of each SAE's metrics.jsonl at that step."""
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], metrics_bytes: Mapping[str, int]) -> Path:
+    """Write the checkpoint of a step (number of steps done) and remove all but the two newest.
+
+    Raises:
+        TryAgainError: the disk is full. StorageError: another failure to write.
+    """
+    final = folder / f"step-{step:09d}"
+    storage.make_folder(folder)
+    temporary = folder / f"tmp-{uuid4().hex[:12]}"
+    storage.make_folder(temporary)
+    try:
+        write_tensors(temporary / _STATE, tensors)
+        record = {"format_version": 1, "step": step, "state": file_digest(temporary / _STATE),
+                  "metrics_bytes": dict(metrics_bytes)}
+        storage.write_new_file(temporary / _RECORD, seal(record))
+        storage.fsync_folder(temporary)
+        storage.remove_tree(final)  # only a damaged one can be there: a good one would have been resumed from
+        storage.publish(temporary, final)
+    except BaseException:
+        storage.remove_tree(temporary)
+        raise
+    for old in _newest_first(folder)[KEPT:]:
+        storage.remove_tree(old)
+    return final
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or None. Leftovers of a killed writer are removed."""
+    for leftover in folder.glob("tmp-*"):
+        storage.remove_tree(leftover)
+    for path in _newest_first(folder):
+        try:
+            return _read(path)
+        except UserError as error:
+            _log.warning("Checkpoint %s cannot be used (%s) Going back to the one before.", path, error)
+    return None
+
+
+def _read(path: Path) -> Checkpoint:
+    record = read_sealed(path / _RECORD)
+    try:
+        digest = file_digest(path / _STATE)
+    except OSError as error:
+        raise CorruptError(f"{path / _STATE}: {error.strerror}.") from error
+    if digest != record["state"]:
+        raise CorruptError(f"{path / _STATE} is damaged: its bytes do not match the record.")
+    return Checkpoint(record["step"], read_tensors(path / _STATE), record["metrics_bytes"])
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)

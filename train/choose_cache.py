@@ -1,0 +1,66 @@
+"""Which cache a command means: by name, by path, or the only one that holds the layer."""
+
+from pathlib import Path
+
+from shared.cache import Cache, open_cache
+from shared.errors import RecipeError, UserError
+from shared.layout import PLAN
+
+CACHES = Path("caches")
+
+
+def choose_cache(name: str | None, layer: int) -> Cache:
+    """The cache called by name or path, or the one under caches/ that holds the layer.
+
+    Raises:
+        RecipeError: there is none, several hold the layer, or the one named does not hold it.
+    """
+    if name is not None:
+        path = Path(name)
+        if not (path / PLAN).is_file() and (CACHES / name / PLAN).is_file():
+            path = CACHES / name
+        if not (path / PLAN).is_file():
+            raise RecipeError(f"No cache {name!r}: there is no {path / PLAN}{_known()}")
+        cache = open_cache(path)
+        if layer not in cache.layers:
+            raise RecipeError(_no_layer(cache, layer))
+        return cache
+    caches = _all_caches()
+    holding = [cache for cache in caches if layer in cache.layers]
+    if len(holding) == 1:
+        return holding[0]
+    if not caches:
+        raise RecipeError(f"There is no cache under {CACHES}/ yet. Make one: make harvest MODEL=smollm2-135m-instruct, "
+                          "or name one with --cache PATH.")
+    if holding:
+        names = ", ".join(cache.name for cache in holding)
+        raise RecipeError(f"Several caches hold layer {layer}: {names}. Choose one: --cache {holding[0].name} "
+                          f"(make: CACHE={holding[0].name}).")
+    if len(caches) == 1:
+        raise RecipeError(_no_layer(caches[0], layer))
+    raise RecipeError(f"No cache under {CACHES}/ holds layer {layer}. There are: "
+                      + "; ".join(f"{cache.name} (layers {_layers(cache)})" for cache in caches) + ".")
+
+
+def _no_layer(cache: Cache, layer: int) -> str:
+    return (f"{cache.path} does not hold layer {layer}; layers there: {_layers(cache)}. To harvest it too: "
+            f"python -m harvest add-layers {cache.path} --layers {layer}")
+
+
+def _layers(cache: Cache) -> str:
+    return ", ".join(map(str, cache.layers)) or "none yet"
+
+
+def _all_caches() -> list[Cache]:
+    caches = []
+    for plan in sorted(CACHES.glob(f"*/{PLAN}")):
+        try:
+            caches.append(open_cache(plan.parent))
+        except UserError:  # one damaged cache must not hide the others
+            continue
+    return caches
+
+
+def _known() -> str:
+    names = [cache.name for cache in _all_caches()]
+    return f". Caches here: {', '.join(names)}." if names else ", and no cache under caches/ either."

@@ -1,0 +1,141 @@
+"""The [train] table, the [[sae]] tables, and what a run makes of them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from shared.digests import canonical_json
+from shared.errors import RecipeError
+from shared.recipe import RawRecipe, Table, read_table
+from train.architectures import ARCHITECTURES
+from train.architectures.base import SAEConfig
+from train.policy import TokenPolicy
+
+DEFAULT_EXPANSIONS = (8.0, 16.0)
+"""Without a recipe: BatchTopK at these widths, k = 32."""
+
+
+class TrainConfig(Table):
+    """The table [train]: what the SAEs of a set share. Fields of `OPERATIONAL` do not change the result."""
+
+    layer: int | None = Field(default=None, ge=0)
+    """The layer to train on, 0-based; --layer comes before it."""
+    num_tokens: int | None = Field(default=None, ge=1)
+    """Tokens to see (rounded down to whole batches). By default ``epochs`` passes over the kept rows."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the kept rows, where num_tokens is not given."""
+    batch_size: int = Field(default=1024, ge=1)
+    """Rows in a batch."""
+    data_seed: int = Field(default=0, ge=0)
+    """Seed of the order of rows, shared by all SAEs of a set."""
+    window_blocks: int | None = Field(default=None, ge=1)
+    """Blocks of 128 rows that are shuffled together. By default twice the batch size, as memory allows."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of SAEs that give none. By default a rule of width and tokens (`default_lr`)."""
+    warmup_share: float = Field(default=0.02, ge=0, le=1)
+    """Share of the steps over which the rate rises linearly from zero."""
+    decay_share: float = Field(default=0.8, ge=0, le=1)
+    """Share of the steps, the last ones, over which the rate falls linearly to zero."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's decay of the gradient's average."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's decay of the squared gradient's average."""
+    grad_clip: float | None = Field(default=1.0, gt=0)
+    """Largest global gradient norm of an SAE (the loss sums over d_in)."""
+    scale: bool = True
+    """Scale inputs to a mean square of 1 per dimension; folded into the weights on disk."""
+    centre: Literal["mean", "geometric_median", "none"] = "mean"
+    """What is subtracted from inputs, and is where b_dec starts on disk."""
+    calibration_batches: int = Field(default=64, ge=1)
+    """Batches of training rows that set what is estimated with the final weights (BatchTopK's threshold)."""
+    policy: TokenPolicy = TokenPolicy()
+    """Which rows to train on."""
+    checkpoint_minutes: float = Field(default=5.0, ge=0)
+    """Minutes between checkpoints; 0 turns them off, except at signals and at the end."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints, in addition."""
+    log_steps: int = Field(default=20, ge=1)
+    """Steps between lines of metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> "TrainConfig":
+        if self.warmup_share + self.decay_share > 1 + 1e-9:
+            raise ValueError("warmup_share and decay_share must add up to 1 at most")
+        return self
+
+
+OPERATIONAL = ("layer", "checkpoint_minutes", "checkpoint_steps", "log_steps")
+"""Fields of [train] that leave the trained weights as they are, and so the name of an SAE."""
+
+
+@dataclass(frozen=True)
+class SAEPlan:
+    """One SAE to train: its architecture, its configuration with the width resolved, and its name."""
+
+    architecture: str
+    config: SAEConfig
+    name: str
+    recipe: dict[str, Any]
+    """What its weights depend on apart from the cache; the name ends with a digest of it."""
+
+
+def read_train_config(recipe: RawRecipe) -> TrainConfig:
+    """The [train] table of a recipe.
+
+    Raises:
+        RecipeError: every problem on a line of its own.
+    """
+    return read_table(TrainConfig, recipe.get("train", {}), "[train]")
+
+
+def sae_tables(recipe: RawRecipe, expansions: Sequence[float] | None) -> list[dict[str, Any]]:
+    """The [[sae]] tables: those of the recipe, repeated for each asked expansion, or the default.
+
+    Raises:
+        RecipeError: [sae] is no list of tables.
+    """
+    tables = recipe.get("sae", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise RecipeError("[sae] must be a list of tables: write [[sae]] for each SAE to train.")
+    if not expansions:
+        if any("architecture" in table for table in tables):
+            return tables
+        # No recipe, but perhaps overrides: --set sae.k=64.
+        override = tables[0] if tables else {}
+        given = {"expansion", "d_sae"} & set(override)
+        return [{"architecture": "batchtopk", **({} if given else {"expansion": width}), **override}
+                for width in (DEFAULT_EXPANSIONS[:1] if given else DEFAULT_EXPANSIONS)]
+    base = tables or [{}]
+    return [{"architecture": "batchtopk", **{key: value for key, value in table.items() if key != "d_sae"},
+             "expansion": expansion} for table in base for expansion in expansions]
+
+
+def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, d_in: int) -> list[SAEPlan]:
+    """Validate [[sae]] tables, each by its architecture's model, and name the SAEs.
+
+    Raises:
+        RecipeError: an unknown architecture or key, a value out of range, or the same SAE twice.
+    """
+    plans: list[SAEPlan] = []
+    for number, table in enumerate(tables):
+        where = "[[sae]]" if len(tables) == 1 else f"[[sae]] number {number + 1}"
+        architecture = table.get("architecture")
+        if architecture not in ARCHITECTURES:
+            raise RecipeError(f"{where}.architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}.")
+        fields = {key: value for key, value in table.items() if key != "architecture"}
+        config = read_table(ARCHITECTURES[architecture].Config, fields, where)
+        config = config.model_copy(update={"d_sae": config.width(d_in)})
+        recipe = {
+            "layer": layer,
+            "train": train.model_dump(mode="json", exclude=set(OPERATIONAL)),
+            "sae": {"architecture": architecture, **config.model_dump(mode="json", exclude={"expansion"})},
+        }
+        digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:6]
+        name = f"{architecture}-{config.d_sae}-{config.sparsity_name()}-s{config.seed}-{digest}"
+        if any(plan.name == name for plan in plans):
+            raise RecipeError(f"{where} is the same SAE as another one ({name}). Change its seed, or remove it.")
+        plans.append(SAEPlan(architecture, config, name, recipe))
+    return plans

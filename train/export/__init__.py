@@ -1,0 +1,6 @@
+"""SAEs on disk: one file a format, and the loader of our own."""
+
+from train.export.loader import ExportedSAE, load_sae
+from train.export.saelens import SAE_WEIGHTS, write_sae
+
+__all__ = ["SAE_WEIGHTS", "ExportedSAE", "load_sae", "write_sae"]

@@ -1,0 +1,47 @@
+"""metrics.jsonl: one line of figures every few steps, cut back to the checkpoint when a run resumes."""
+
+import json
+import os
+from pathlib import Path
+
+from shared import storage
+from shared.storage import translate_errors
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """The metrics file of one SAE."""
+
+    def __init__(self, folder: Path, keep_bytes: int) -> None:
+        """Open for appending after the first ``keep_bytes`` bytes; what was written later is dropped."""
+        storage.make_folder(folder)
+        self.path = folder / METRICS
+        with translate_errors(self.path):
+            self._file = self.path.open("ab")
+            self._file.truncate(min(keep_bytes, self.path.stat().st_size))
+            self._file.seek(0, os.SEEK_END)
+
+    def write(self, figures: dict[str, float]) -> None:
+        """Append one line."""
+        with translate_errors(self.path):
+            self._file.write(json.dumps({key: _short(value) for key, value in figures.items()}).encode() + b"\n")
+            self._file.flush()
+
+    def durable_size(self) -> int:
+        """Bytes of the file, once they are safe on disk."""
+        with translate_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _short(value: float) -> float | None:
+    """Six significant digits; JSON has no NaN."""
+    if value != value or value in (float("inf"), float("-inf")):
+        return None
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,78 @@
+"""A sparsity coefficient that brings an SAE to the L0 it was asked for.
+
+The coefficient follows log(L0 / target): an integral controller on its logarithm, with a proportional
+part that damps it. The target comes down from the L0 at the start to the one asked, along a straight line
+in log space, so that latents are thinned out slowly and not killed; and for the last share of the steps the
+coefficient is frozen, so that what is left of the run settles under one loss.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+_BOUND = math.log(100.0)
+"""The coefficient stays within a factor of 100 of its start: an L0 that cannot be reached must not wind it up."""
+
+
+class CoefficientController(nn.Module):
+    """Coefficient of a sparsity penalty. Its state are buffers, so a checkpoint holds it."""
+
+    log_coefficient: Tensor
+    error: Tensor
+    start_log_l0: Tensor
+
+    def __init__(self, target_l0: float, start: float, num_steps: int, *, ramp_share: float = 0.3,
+                 frozen_share: float = 0.2, gain: float = 16.0, proportional: float = 1.0) -> None:
+        """``start`` is the first coefficient; ``gain`` what the log moves in a run whose error stays 1."""
+        super().__init__()
+        self.target_l0 = target_l0
+        self.ramp_steps = max(1, round(ramp_share * num_steps))
+        self.frozen_from = round((1 - frozen_share) * num_steps)
+        self.gain = min(gain / max(1, num_steps), 0.2)
+        self.start = math.log(start)
+        self.proportional = proportional
+        self.register_buffer("log_coefficient", torch.tensor(self.start))
+        self.register_buffer("error", torch.tensor(0.0))
+        self.register_buffer("start_log_l0", torch.tensor(math.nan))
+
+    def coefficient(self) -> Tensor:
+        """The coefficient of this step, a scalar on the device."""
+        return torch.exp(self.log_coefficient + self.proportional * self.error)
+
+    @torch.no_grad()
+    def update(self, l0: Tensor, step: int) -> None:
+        """Take in the L0 of a step. Nothing is read back from the device."""
+        if step >= self.frozen_from:
+            # What the proportional part held at the freeze is noise of one batch.
+            self.error.zero_()
+            return
+        log_l0 = torch.log(l0.float().clamp_min(1e-3))
+        if step == 0:
+            self.start_log_l0.copy_(log_l0.clamp_min(math.log(self.target_l0)))
+        left = 1.0 - min(1.0, step / self.ramp_steps)
+        target = math.log(self.target_l0) * (1 - left) + self.start_log_l0 * left
+        self.error.copy_((log_l0 - target).clamp(-1.0, 1.0))
+        self.log_coefficient.add_(self.error, alpha=self.gain)
+        self.log_coefficient.clamp_(self.start - _BOUND, self.start + _BOUND)
+
+
+class FixedCoefficient(nn.Module):
+    """A coefficient that is given, with a linear warm-up from zero (the paper's Standard and JumpReLU)."""
+
+    step: Tensor
+
+    def __init__(self, value: float, warmup_steps: int) -> None:
+        super().__init__()
+        self.value = value
+        self.warmup_steps = warmup_steps
+        self.register_buffer("step", torch.tensor(0.0))
+
+    def coefficient(self) -> Tensor:
+        """The coefficient of this step, a scalar on the device."""
+        return self.value * ((self.step + 1) / max(1, self.warmup_steps)).clamp_max(1.0)
+
+    @torch.no_grad()
+    def update(self, l0: Tensor, step: int) -> None:
+        """Count the step."""
+        self.step.fill_(step + 1)

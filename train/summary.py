@@ -1,0 +1,71 @@
+"""The tables that end a run: figures of each SAE by subset, then explained variance by class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_SUBSETS = ("content", "policy", "all_without_first", "special", "special_without_first")
+_HEADINGS = ("rows", "expl.\nvariance", "l0", "mse", "log2\nmse_paper")
+
+
+def print_summary(evaluations: Sequence[dict[str, Any]], console: Console) -> None:
+    """Print what eval.json of some SAEs of one layer says, held-out rows throughout. 80 columns are enough."""
+    first = evaluations[0]
+    table = Table(title=f"layer {first['layer']} of {first['cache']}: {first['num_rows']:,} held-out rows",
+                  title_justify="left")
+    table.add_column("SAE and subset", no_wrap=True)
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, evaluation in enumerate(evaluations):
+        if number:
+            table.add_section()
+        table.add_row(f"[bold]{evaluation['sae']}")
+        for name in _SUBSETS:
+            if name in evaluation["subsets"]:
+                table.add_row(f"  {name}", *_cells(evaluation["subsets"][name]))
+    console.print(table)
+    _print_classes(evaluations, console)
+    for evaluation in evaluations:
+        console.print(f"{evaluation['sae']}: {_dead(evaluation)}", highlight=False, soft_wrap=True)
+    console.print("mse is per dimension, in the units of the model; every explained variance is centred on its "
+                  "own rows' mean.", highlight=False, soft_wrap=True)
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    return [f"{figures['num_rows']:,}", _number(figures["explained_variance"], ".4f"), _number(figures["l0"], ".1f"),
+            _number(figures["mse"], ".4g"), _number(figures["log2_mse_paper"], ".2f")]
+
+
+def _print_classes(evaluations: Sequence[dict[str, Any]], console: Console) -> None:
+    table = Table(title="explained variance (l0) by class", title_justify="left")
+    table.add_column("class", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    for evaluation in evaluations:
+        # "batchtopk-4608-k32-s0-1a2b3c" over three lines: kind, width, sparsity
+        table.add_column("\n".join([*evaluation["sae"].split("-", 2)[:2], _sparsity(evaluation["sae"])]),
+                         justify="right", no_wrap=True)
+    for name, figures in evaluations[0]["subsets"].items():
+        if name.startswith("class:"):
+            cells = [f"{_number(e['subsets'][name]['explained_variance'], '.3f')} "
+                     f"({_number(e['subsets'][name]['l0'], '.0f')})" for e in evaluations]
+            table.add_row(name.removeprefix("class:"), f"{figures['num_rows']:,}", *cells)
+    console.print(table)
+
+
+def _sparsity(name: str) -> str:
+    return name.rsplit("-", 2)[0].split("-", 2)[2]
+
+
+def _dead(evaluation: dict[str, Any]) -> str:
+    latents, d_sae = evaluation["latents"], evaluation["d_sae"]
+    text = (f"{latents['dead_train']:,} of {d_sae:,} latents dead ({latents['dead_train'] / d_sae:.1%}: silent in the "
+            f"last {latents['dead_train_window_tokens']:,} training tokens)")
+    if latents["dead_held_out"] is None:
+        return text
+    return text + f"; {latents['dead_held_out']:,} silent on {latents['dead_held_out_rows']:,} held-out rows"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

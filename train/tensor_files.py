@@ -1,0 +1,43 @@
+"""safetensors files of the train stage: the one door to the package. Never pickle."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from shared.errors import CorruptError, StorageError, TryAgainError
+from shared.storage import translate_errors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a new safetensors file and fsync it. Tensors are copied to the host and made contiguous.
+
+    Raises:
+        TryAgainError: the disk is full. StorageError: it cannot be written.
+    """
+    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(ready, path, metadata)
+    except SafetensorError as error:
+        message = f"Cannot write {path}: {error}."
+        raise (TryAgainError if "os error 28" in str(error) else StorageError)(message) from error
+    with translate_errors(path), path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        StorageError: it cannot be read. CorruptError: it is no safetensors file.
+    """
+    try:
+        return load_file(path, device=str(device))
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise CorruptError(f"{path} is damaged: {error}.") from error

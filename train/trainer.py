@@ -1,0 +1,80 @@
+"""One SAE in training: a step, its figures, and its state for checkpoints."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from train.architectures import SAE
+from train.config import TrainConfig
+from train.optimizer import Adam, lr_factor
+
+_FIGURES = ("mse", "sparsity", "aux", "l0", "variance", "steps")
+
+
+class Trainer:
+    """Trains one SAE on scaled batches. No step waits for the device."""
+
+    def __init__(self, name: str, sae: SAE, lr: float, config: TrainConfig, device: torch.device) -> None:
+        self.name = name
+        self.sae = sae.to(device)
+        self.lr = lr
+        self.config = config
+        self.num_steps = sae.length.num_steps
+        self.adam = Adam(self.sae.named_parameters(), lr, (config.beta1, config.beta2), self.sae.lr_multiples())
+        # bf16 products with fp32 weights and moments on CUDA. Most CPUs multiply bf16 slower than fp32.
+        self._autocast = device.type == "cuda"
+        self._sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=device)
+
+    def step(self, x: Tensor, variance: Tensor, step: int) -> None:
+        """One step on a scaled batch ``[batch, d_in]``.
+
+        Args:
+            variance: mean variance of the batch per dimension, a scalar (all SAEs of a set share it).
+            step: 0-based.
+        """
+        with torch.autocast("cuda", dtype=torch.bfloat16) if self._autocast else nullcontext():
+            loss = self.sae.loss(x, step)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        self.sae.remove_parallel_gradient()
+        if self.config.grad_clip is not None:
+            self.adam.clip(self.config.grad_clip)
+        self.adam.step(lr_factor(step, self.num_steps, self.config.warmup_share, self.config.decay_share))
+        self.sae.after_step(loss, len(x), step)
+        one = torch.ones((), device=x.device)
+        self._sums += torch.stack([part.detach().float() for part in
+                                   (loss.mse, loss.sparsity, loss.aux, loss.l0, variance, one)])
+
+    def figures(self, step: int) -> dict[str, float]:
+        """Means since the last call, read from the device: mse, sparsity, aux, l0, explained variance, dead."""
+        sums = dict(zip(_FIGURES, self._sums.tolist(), strict=True))
+        self._sums.zero_()
+        steps = max(1.0, sums["steps"])
+        dead = int((self.sae.tokens_since_fired >= self.sae.length.dead_window).sum())
+        return {
+            "loss": sums["mse"] / steps * self.sae.d_in + (sums["sparsity"] + sums["aux"]) / steps,
+            "mse_scaled": sums["mse"] / steps,
+            "sparsity_loss": sums["sparsity"] / steps,
+            "aux_loss": sums["aux"] / steps,
+            "l0": sums["l0"] / steps,
+            "explained_variance": 1 - sums["mse"] / max(sums["variance"], 1e-30),
+            "dead_latents": dead,
+            "lr": self.lr * lr_factor(step, self.num_steps, self.config.warmup_share, self.config.decay_share),
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, by name."""
+        return {
+            **{f"sae.{name}": value for name, value in self.sae.state_dict().items()},
+            **{f"adam.{name}": value for name, value in self.adam.state().items()},
+            "figures": self._sums,
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave. Copies in place, so parameters keep their memory layout."""
+        for name, value in self.sae.state_dict().items():
+            value.copy_(state[f"sae.{name}"])
+        self.adam.load_state({name.removeprefix("adam."): value for name, value in state.items()
+                              if name.startswith("adam.")})
+        self._sums.copy_(state["figures"])
