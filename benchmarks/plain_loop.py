@@ -2,8 +2,8 @@
 
     python -m benchmarks.plain_loop --cache caches/quality --layer 9
 
-Constant learning rate 1e-3, no clipping, no decoder norm, no AuxK; threshold from training rows, so that
-their mean L0 is k. Prints and saves explained variance and L0 on held-out CONTENT rows (without position 0
+Constant learning rate 1e-3, no clipping, no decoder norm, no AuxK; threshold from training rows of CONTENT,
+so that their mean L0 is k. Prints and saves explained variance and L0 on held-out CONTENT rows (without position 0
 and outlier norms), centred on their own mean.
 """
 
@@ -14,7 +14,7 @@ import torch
 from benchmarks.measuring import save
 from shared.cache import open_cache
 from train.batches import Batches
-from train.policy import TokenPolicy, keeps, median_norm
+from train.policy import TokenPolicy, keeps, median_norm, only_types
 from train.statistics import measure
 
 
@@ -54,7 +54,8 @@ def main() -> None:
             print(f"step {steps}  loss {loss.item():.1f}", flush=True)
 
     with torch.no_grad():
-        sample = [inputs.apply(raw) for raw, _ in zip(batches, range(64), strict=False)]
+        content = only_types(cache, batches.order.mask, ("content",))
+        sample = [inputs.apply(raw) for raw in Batches(cache, layer=layer, batch_size=1024, mask=content, num_steps=64)]
         acts = torch.cat([torch.relu(x @ W_enc + b_enc).flatten() for x in sample])
         acts = acts[acts > 0]
         cut = torch.kthvalue(acts, len(acts) - k * sum(map(len, sample))).values

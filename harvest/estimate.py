@@ -81,7 +81,7 @@ def probe(job: Job, length: int, batches: int = 3) -> float:
     pass_ = job.pass_()
     cut = load_model(job.model, max(pass_.layers), pass_.compute_dtype, pass_.attention, device)
     lines = max(1, job.sizes(None)["batch_tokens"] // length)
-    vocabulary = min(1000, cast(Any, cut.model).config.vocab_size)
+    vocabulary = min(1000, cast(Any, cut.model).config.get_text_config().vocab_size)
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary, (lines, length))).to(device)
     seconds = []
     for _ in range(batches):

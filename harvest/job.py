@@ -73,7 +73,7 @@ def prepare(config: HarvestConfig, device: Device) -> Job:
     """
     entry = MODELS.get(config.model) or ModelEntry(config.model, ())
     model = find_model(config.model, config.revision)
-    model_config = model.config()
+    model_config = model.config().get_text_config()  # of a multimodal model, its language half
     num_layers = int(model_config.num_hidden_layers)
     layers = config.layers or list(entry.layers) or default_layers(num_layers)
     beyond = [layer for layer in layers if layer >= num_layers]

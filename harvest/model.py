@@ -155,7 +155,7 @@ def cut_model(model: torch.nn.Module, deepest_layer: int) -> CutModel:
     Raises:
         RecipeError: the decoder layers are not found.
     """
-    num_layers = cast(Any, model).config.num_hidden_layers
+    num_layers = cast(Any, model).config.get_text_config().num_hidden_layers
     found = [
         (parent, name)
         for parent in model.modules()

@@ -23,7 +23,7 @@ from shared.terminal import StopSignal
 from shared.writers import recover, writer_folder
 
 
-def harvest(job: Job, cache: Path, threads: int | None = None) -> Cache:
+def harvest(job: Job, cache: Path) -> Cache:
     """Fill a planned cache up to the job's tokens; what is committed already is not done again.
 
     Raises:
@@ -32,8 +32,6 @@ def harvest(job: Job, cache: Path, threads: int | None = None) -> Cache:
     """
     plan = read_plan(cache)
     recover(cache)
-    if threads:
-        torch.set_num_threads(threads)
     with writer_folder(cache) as writer:
         pass_ = open_pass(job, cache, plan.geometry, writer)
         todo = missing_units(plan, pass_, cache, job.num_tokens)

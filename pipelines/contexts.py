@@ -117,7 +117,7 @@ def choose_latents(firings: Firings, num_spread: int = 5, num_assistant: int = 3
 
     Only latents with at least `MIN_FIRINGS` firings count. Specific to the assistant: the largest ratio of
     the share of assistant tokens to the share of user tokens that it fires on, each count plus one half,
-    among those with `MIN_FIRINGS_ON_TEXT` firings on the text of either.
+    among those with `MIN_FIRINGS_ON_TEXT` firings on the text of either, and half of their firings there.
     """
     total = firings.total
     alive = np.flatnonzero(total >= MIN_FIRINGS)
@@ -131,7 +131,7 @@ def choose_latents(firings: Firings, num_spread: int = 5, num_assistant: int = 3
     user_rows, assistant_rows = (int(firings.class_rows[kind]) for kind in (TokenClass.USER, TokenClass.ASSISTANT))
     if user_rows and assistant_rows:
         ratio = (assistant + 0.5) / assistant_rows / ((user + 0.5) / user_rows)
-        ratio[(user + assistant) < MIN_FIRINGS_ON_TEXT] = 0
+        ratio[(user + assistant) < np.maximum(MIN_FIRINGS_ON_TEXT, total / 2)] = 0
         for latent in [int(number) for number in np.argsort(-ratio, kind="stable")[:num_assistant]]:
             if ratio[latent] > 1:
                 chosen.setdefault(latent, f"{ratio[latent]:.1f} times as often on assistant text as on user text")
@@ -140,7 +140,7 @@ def choose_latents(firings: Firings, num_spread: int = 5, num_assistant: int = 3
 
 def show_latents(cache: Cache, layer: int, sae: ExportedSAE, firings: Firings,
                  chosen: Sequence[ChosenLatent]) -> list[ShownLatent]:
-    """The chosen latents with their densities, classes and strongest contexts, one a conversation at most."""
+    """The chosen latents with their densities, classes and strongest contexts (`_contexts`)."""
     rows = firings.rows
     if not chosen:
         return []
@@ -161,7 +161,7 @@ def show_latents(cache: Cache, layer: int, sae: ExportedSAE, firings: Firings,
             classes=[(enum_name(TokenClass(kind)), float(counts[kind] / counts.sum()))
                      for kind in order if counts[kind] > 0],
             num_conversations=len(np.unique(conversation[own > 0])),
-            contexts=[_context(cache, rows, own, peak) for peak in _peaks(own, conversation)],
+            contexts=_contexts(cache, rows, own, conversation),
         ))
     return shown
 
@@ -177,25 +177,38 @@ def _encode(cache: Cache, layer: int, sae: ExportedSAE, rows: Rows, title: str) 
             progress.advance(len(x))
 
 
-def _peaks(activations: Floats, conversation: Rows) -> list[int]:
-    """Indices of the strongest activations, one a conversation at most, the strongest first."""
-    peaks: list[int] = []
-    seen: set[int] = set()
+def _contexts(cache: Cache, rows: Rows, activations: Floats, conversation: Rows) -> list[Context]:
+    """The strongest activations in their contexts, one a conversation at most and no two of equal tokens.
+
+    Without the second rule a latent of the template's own text would show the same line five times.
+    """
+    found: list[Context] = []
+    conversations: set[int] = set()
+    texts: set[bytes] = set()
     for index in np.argsort(-activations, kind="stable"):
-        if activations[index] <= 0 or len(peaks) == NUM_CONTEXTS:
+        if activations[index] <= 0 or len(found) == NUM_CONTEXTS:
             break
-        if int(conversation[index]) not in seen:
-            seen.add(int(conversation[index]))
-            peaks.append(int(index))
-    return peaks
+        if int(conversation[index]) in conversations:
+            continue
+        window = _window(cache, rows[index])
+        text = cache.token_id[window].tobytes()
+        if text not in texts:
+            texts.add(text)
+            conversations.add(int(conversation[index]))
+            found.append(_context(cache, rows, activations, int(index), window))
+    return found
 
 
-def _context(cache: Cache, rows: Rows, activations: Floats, peak: int) -> Context:
-    """The tokens around the row ``rows[peak]`` of its sequence, each with the latent's activation."""
-    row = int(rows[peak])
-    sequence = int(cache.sequence(rows[peak:peak + 1])[0])
+def _window(cache: Cache, row: int) -> Rows:
+    """The rows around ``row`` in its sequence."""
+    sequence = int(cache.sequence(np.array([row]))[0])
     first, end = (int(edge) for edge in cache.sequence_offset[sequence:sequence + 2])
-    window = np.arange(max(first, row - TOKENS_BEFORE), min(end, row + TOKENS_AFTER + 1), dtype=np.int64)
+    return np.arange(max(first, row - TOKENS_BEFORE), min(end, row + TOKENS_AFTER + 1), dtype=np.int64)
+
+
+def _context(cache: Cache, rows: Rows, activations: Floats, peak: int, window: Rows) -> Context:
+    """The tokens of a window around ``rows[peak]``, each with the latent's activation."""
+    row = int(rows[peak])
     place = np.searchsorted(rows, window)
     known = (place < len(rows)) & (rows[np.minimum(place, len(rows) - 1)] == window)
     values = np.where(known, activations[np.minimum(place, len(rows) - 1)], 0.0)  # the policy drops some rows
@@ -215,6 +228,6 @@ def _context(cache: Cache, rows: Rows, activations: Floats, peak: int) -> Contex
         activation=float(activations[peak]),
         token_class=enum_name(TokenClass(cache.token_class[row])),
         conversation=int(cache.conversation(rows[peak:peak + 1])[0]),
-        position=row - first,
+        position=int(cache.position(rows[peak:peak + 1])[0]),
         pieces=shown,
     )

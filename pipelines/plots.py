@@ -70,8 +70,9 @@ def explained_variance_l0(runs: Sequence[FinishedRun]) -> Figure:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 4.1), layout="constrained")
         left, right = figure.subplots(1, 2)
+        headlines = [run.figure("content", "explained_variance") or 0.0 for run in runs]
         for number, run in enumerate(runs):
-            _draw_headline(left, run, _look(number))
+            _draw_headline(left, run, _look(number), label_above=headlines[number] > min(headlines))
             _draw_subsets(right, run, _look(number))
         left.set_title("content tokens: one point an SAE")
         right.set_title("the same SAEs on several subsets")
@@ -90,14 +91,14 @@ def explained_variance_l0(runs: Sequence[FinishedRun]) -> Figure:
     return figure
 
 
-def _draw_headline(axes: Axes, run: FinishedRun, look: dict[str, str]) -> None:
+def _draw_headline(axes: Axes, run: FinishedRun, look: dict[str, str], label_above: bool) -> None:
     l0, variance = run.figure("content", "l0"), run.figure("content", "explained_variance")
     if l0 is None or variance is None:
         return
     axes.plot([l0], [max(variance, LOWEST)], marker=look["marker"], color=look["color"], markersize=9,
               linestyle=look["linestyle"], markeredgecolor="#222222", label=run.label)
     axes.annotate(f"{variance:.3f} at {l0:.1f}", (l0, max(variance, LOWEST)), textcoords="offset points",
-                  xytext=(0, 9), ha="center", fontsize=9)
+                  xytext=(0, 9 if label_above else -18), ha="center", fontsize=9)
 
 
 def _draw_subsets(axes: Axes, run: FinishedRun, look: dict[str, str]) -> None:

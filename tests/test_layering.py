@@ -34,7 +34,7 @@ DOORS = {
 }
 """Where a third-party package may be imported, as a pattern of file names."""
 
-WITHOUT_ZARR = ("commits", "shards", "storage", "verify", "writers", "sealed_json", "layout", "digests", "plan", "cache")
+WITHOUT_ZARR = ("commits", "shards", "storage", "verify", "writers", "sealed_json", "layout", "plan", "cache")
 """Modules of shared that committing and verifying use: neither they nor what they import may load zarr."""
 
 

@@ -94,7 +94,7 @@ _CORPUS = [
     "think about it <think> well </think> then say it",
 ] * 3
 
-WORDS = "hello there how are you today fine thank the weather like quick fox dog sleeps again add one two café".split()
+WORDS = ["hello", "there", "how", "are", "you", "fine", "thank", "weather", "quick", "fox", "dog", "one", "café"]
 
 
 def make_tokenizer(family: str) -> PreTrainedTokenizerFast:

@@ -5,6 +5,7 @@ stage's own ``__main__``, exit code, signals, stderr and all. Children can be ki
 """
 
 import importlib
+import io
 import json
 import os
 import signal
@@ -91,7 +92,7 @@ def _child(request: dict, main: object) -> None:
             os.dup2(file, descriptor)
         os.chdir(request["cwd"])
         sys.argv = ["command", *request["arguments"]]
-        sys.stdin = open(os.devnull)  # noqa: SIM115
+        sys.stdin = io.StringIO()  # nobody answers questions
         exec(request["prelude"], {})
         run_command(main)
         code = 0

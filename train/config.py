@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shared.digests import canonical_json
 from shared.errors import RecipeError
 from shared.recipe import RawRecipe, Table, read_table
 from train.architectures import ARCHITECTURES
 from train.architectures.base import SAEConfig
-from train.policy import TokenPolicy
+from train.policy import TokenPolicy, known_types
 
 DEFAULT_EXPANSIONS = (8.0, 16.0)
 """Without a recipe: BatchTopK at these widths, k = 32."""
@@ -51,6 +51,8 @@ class TrainConfig(Table):
     """What is subtracted from inputs, and is where b_dec starts on disk."""
     calibration_batches: int = Field(default=64, ge=1)
     """Batches of training rows that set what is estimated with the final weights (BatchTopK's threshold)."""
+    calibration_types: tuple[str, ...] = ()
+    """Type bits ("content") of the rows on which a BatchTopK SAE's mean L0 is k. Empty: all rows trained on."""
     policy: TokenPolicy = TokenPolicy()
     """Which rows to train on."""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
@@ -59,6 +61,11 @@ class TrainConfig(Table):
     """Steps between checkpoints, in addition."""
     log_steps: int = Field(default=20, ge=1)
     """Steps between lines of metrics.jsonl."""
+
+    @field_validator("calibration_types")
+    @classmethod
+    def _known_types(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return known_types(names)
 
     @model_validator(mode="after")
     def _shares(self) -> "TrainConfig":

@@ -131,6 +131,20 @@ def training_mask(cache: Cache, layer: int, policy: TokenPolicy, units: Sequence
     return mask
 
 
+def only_types(cache: Cache, mask: npt.NDArray[np.bool_], names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """Those rows of a mask [num_rows] that have one of these type bits; all of them where none is named."""
+    return mask & ((cache.token_type & _bits(names)) != 0) if names else mask
+
+
+def known_types(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, if all are names of `TokenType` bits.
+
+    Raises:
+        ValueError: one is not.
+    """
+    return _known(names, _TYPES)
+
+
 def _known(names: tuple[str, ...], known: "dict[str, TokenClass] | dict[str, TokenType] | dict[str, Role]",
            ) -> tuple[str, ...]:
     for name in names:

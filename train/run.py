@@ -19,7 +19,7 @@ from train.batches import Batches
 from train.config import SAEPlan, TrainConfig
 from train.export.saelens import CONFIG, SAE_WEIGHTS, sae_metadata, write_sae
 from train.metrics_log import MetricsLog
-from train.policy import training_mask
+from train.policy import only_types, training_mask
 from train.statistics import InputStatistics, measure
 from train.trainer import Trainer
 from train.training_set import (
@@ -184,8 +184,9 @@ class SetRun:
 
     def _calibration_batches(self) -> Batches:
         config = self.train_config
-        num_steps = max(1, min(config.calibration_batches, self.batches.order.num_rows // config.batch_size))
-        return Batches(self.cache, self.facts.layer, config.batch_size, mask=self.batches.order.mask,
+        mask = only_types(self.cache, self.batches.order.mask, config.calibration_types)
+        num_steps = max(1, min(config.calibration_batches, int(mask.sum()) // config.batch_size))
+        return Batches(self.cache, self.facts.layer, config.batch_size, mask=mask,
                        device=self.device, data_seed=config.data_seed, num_steps=num_steps,
                        window_blocks=self.facts.window_blocks)
 

@@ -10,7 +10,8 @@ import click
 from harvest.config import HarvestConfig
 from harvest.device import find_device
 from harvest.job import Job, prepare
-from shared.errors import RecipeError
+from shared.errors import IdentityError, RecipeError
+from shared.layout import GROUP, PLAN, TMP
 from shared.recipe import find_recipe, read_recipe, read_table
 from shared.registry import MODELS
 
@@ -58,6 +59,8 @@ def resolve(
     cache = cache_path(cache_name or default_cache_name(config, recipe))
     job = prepare(config, find_device(device))
     if fresh and cache.exists():
+        if any(cache.iterdir()) and not any((cache / name).exists() for name in (PLAN, GROUP, TMP)):
+            raise IdentityError(f"{cache} is no cache: --fresh will not remove it. Choose another one: CACHE=name")
         if not yes:
             click.confirm(f"Remove {cache} and all that is in it?", abort=True)
         shutil.rmtree(cache)

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from harvest.commands.options import harvest_options, resolve
 from harvest.commands.report import print_done, print_estimate, print_plan, typical_length
@@ -11,6 +12,7 @@ from harvest.estimate import estimate, probe
 from harvest.opening import check_plan, open_plan, start_plan
 from harvest.run import harvest
 from shared.cache import open_cache
+from shared.errors import RecipeError
 from shared.layout import PLAN
 
 
@@ -26,6 +28,10 @@ def run(dry_run: bool, threads: int | None, **options: Any) -> None:
       python -m harvest run --model llama3.2-3b-instruct
       python -m harvest run --model smollm2-135m-instruct --dataset my.jsonl --dry-run
     """
+    if dry_run and options["fresh"]:
+        raise RecipeError("--dry-run writes and removes nothing: use it without --fresh.")
+    if threads:
+        torch.set_num_threads(threads)
     job, path = resolve(**options)
     if dry_run and not (path / PLAN).exists():
         plan, choice, _ = start_plan(job)
@@ -41,5 +47,5 @@ def run(dry_run: bool, threads: int | None, **options: Any) -> None:
     print_estimate(job, plan, costs)
     if dry_run:
         return
-    cache = harvest(job, path, threads)
+    cache = harvest(job, path)
     print_done(cache, path, job.layers)

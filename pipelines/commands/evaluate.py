@@ -43,7 +43,10 @@ def evaluate(layer: int, cache_name: str | None, runs: Path, device: str) -> Non
     if not evaluate_saes(cache, layer, folders, str(find_device(device).device)):
         raise DataError(f"{cache.path} has no held-out rows of layer {layer}, so there is nothing to measure on.")
     finished = read_runs(folders)
-    print_summary([run.evaluation for run in finished], Console())
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a log has no width of its own, and rich would cut the columns at 80
+    print_summary([run.evaluation for run in finished], console)
     folder = layer_folder(runs, cache, layer)
     storage.write_file(folder / TABLE, as_markdown(finished).encode())
     plots.write_png(plots.explained_variance_l0(finished), folder / PLOT)

@@ -1,5 +1,7 @@
 """What the model computes: no conversation sees another, and rows are those of a plain forward pass."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -33,12 +35,17 @@ def tiny_forward(folder, layers):
 def batch_of(lengths, vocabulary, seed=0):
     """Pieces of a batch, longest first, with random ids, zeros where they are padded."""
     edges = np.cumsum([0, *lengths])
-    pieces = [Piece(int(a), int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [Piece(int(a), int(a), int(b)) for a, b in pairwise(edges)]
     ids = np.zeros((len(lengths), lengths[0]), np.int64)
     rng = np.random.default_rng(seed)
     for line, length in zip(ids, lengths, strict=True):
         line[:length] = rng.integers(5, vocabulary, length)
     return pieces, ids
+
+
+def tensor_of(output):
+    """What a decoder layer returns: a tensor, in a tuple in some versions of transformers."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def bits(captured, layer):
@@ -81,7 +88,7 @@ def test_before_rounding_rows_equal_a_plain_forward_of_the_conversation_alone(na
     exact = {}
     for layer in layers:
         cut.layers[layer].register_forward_hook(
-            lambda module, _, output, layer=layer: exact.update({layer: output[0] if isinstance(output, tuple) else output})
+            lambda module, _, output, layer=layer: exact.update({layer: tensor_of(output)})
         )
     pieces, ids = batch_of([60, 41, 40, 12, 1], 400)
     forward.run(pieces, ids)
@@ -93,7 +100,7 @@ def test_before_rounding_rows_equal_a_plain_forward_of_the_conversation_alone(na
             states = plain(input_ids=torch.from_numpy(ids[line : line + 1, : len(piece)]), output_hidden_states=True)
         for layer in layers:
             wanted = states.hidden_states[layer + 1] if layer < 3 else last[-1]
-            wanted = (wanted[0] if isinstance(wanted, tuple) or wanted.dim() == 3 else wanted)
+            wanted = tensor_of(wanted)[0]
             difference = (exact[layer][line, : len(piece)] - wanted).norm(dim=-1)
             assert (difference / wanted.norm(dim=-1)).max() < 1e-5
         # hidden_states[-1] is after the final norm, and so is not the last layer's output.
@@ -125,7 +132,7 @@ def test_rows_in_the_cache_equal_a_plain_forward_of_each_conversation(name, fold
         with torch.inference_mode():
             states = plain(input_ids=torch.from_numpy(cache.token_id[None, start:stop].astype(np.int64)),
                            output_hidden_states=True)
-        final = last["x"][0] if isinstance(last["x"], tuple) else last["x"]
+        final = tensor_of(last["x"])
         for layer, wanted in ((1, states.hidden_states[2]), (3, final)):
             wanted = wanted.reshape(-1, wanted.shape[-1]).numpy()[rows - start]
             assert_equal_after_rounding(cache.layer(layer)[rows], wanted)

@@ -1,6 +1,6 @@
 """The embedded model itself: a few hundred tokens through SmolLM2-135M-Instruct."""
 
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ def test_changing_one_conversation_leaves_every_other_bit_identical(source):
     forward = Forward(load_model(source, LAYERS[-1], "float32", "sdpa", device), LAYERS, device)
     lengths = [32, 31, 14, 5]
     edges = np.cumsum([0, *lengths])
-    pieces = [Piece(int(a), int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [Piece(int(a), int(a), int(b)) for a, b in pairwise(edges)]
     ids = np.zeros((4, 32), np.int64)
     rng = np.random.default_rng(0)
     for line, length in zip(ids, lengths, strict=True):

@@ -84,7 +84,8 @@ def test_the_key_of_a_conversation_is_its_roles_and_contents():
         tiny.conversation(("assistant", "a")).key,
     }
     assert len(keys) == 5
-    assert Conversation(tiny.conversation(("user", "a")).messages, "elsewhere").key == tiny.conversation(("user", "a")).key
+    here = tiny.conversation(("user", "a"))
+    assert Conversation(here.messages, "elsewhere").key == here.key
 
 
 def test_a_file_is_known_by_its_name_and_bytes(tmp_path):

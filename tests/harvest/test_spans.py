@@ -98,7 +98,11 @@ def test_a_word_that_only_begins_like_a_role_is_no_role_name():
 
 pieces = st.one_of(
     st.sampled_from(["<t>", "</t>", "<h>", "user", "system", "\n", " ", "Be kind to all."]),
-    st.builds("{{{0}:{1}}}".format, st.sampled_from(["user", "assistant", "tool"]), st.sampled_from(["", "a", "<t>", "user\n"])),
+    st.builds(
+        "{{{0}:{1}}}".format,
+        st.sampled_from(["user", "assistant", "tool"]),
+        st.sampled_from(["", "a", "<t>", "user\n"]),
+    ),
 )
 
 

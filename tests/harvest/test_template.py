@@ -20,11 +20,12 @@ TEMPLATES = {family: ChatTemplate(TOKENIZERS[family], VARIABLES) for family in t
 CONTROL = sorted({word for _, words, _, _ in tiny.FAMILIES.values() for word in words} | {"<think>"})
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 
-contents = st.text(
-    st.one_of(st.characters(exclude_categories=["Cs", "Co"]), st.sampled_from(" \n\t\r\u00a0\u3000ab<|>[]é你🙂")), max_size=20
+characters = st.one_of(
+    st.characters(exclude_categories=["Cs", "Co"]), st.sampled_from(list(" \n\t\r\u00a0\u3000ab<|>[]é你🙂"))
 )
+contents = st.text(characters, max_size=20)
 forged = st.lists(
-    st.one_of(st.sampled_from(CONTROL), st.sampled_from([" ", "\n", "user", "assistant", "hello", "<|", "é"])), max_size=6
+    st.sampled_from(CONTROL) | st.sampled_from([" ", "\n", "user", "assistant", "hello", "<|", "é"]), max_size=6
 ).map("".join)
 
 
@@ -199,6 +200,13 @@ def test_mistral_has_turns_without_role_names():
 def test_a_token_across_the_seam_is_template_and_content_and_counts_with_the_content():
     seam = runs("chatml", [("user", "  hello")])[8]
     assert seam == ("\n ", "user", "template content", "user", 1)
+
+
+@pytest.mark.parametrize(("family", "space"), [("llama3", "\n\n"), ("gemma", "\n")])
+def test_white_space_that_the_template_trimmed_is_not_looked_for_in_its_own(family, space):
+    plain, spaced = ([("user", text)] for text in ("hello", f"{space}hello{space}"))
+    assert runs(family, spaced) == runs(family, plain)
+    assert (space, "template_space", "template", "user") in [run[:4] for run in runs(family, spaced)]
 
 
 def test_content_that_spells_control_tokens_is_escaped():

@@ -39,7 +39,7 @@ def test_contexts_show_the_strongest_activation_of_different_conversations(descr
     assert sum(share for _, share in shown.classes) == pytest.approx(1)
     assert shown.contexts[0].activation == pytest.approx(own.max(), rel=1e-5)
     conversations = [context.conversation for context in shown.contexts]
-    assert len(set(conversations)) == len(conversations) == min(5, shown.num_conversations)
+    assert len(set(conversations)) == len(conversations) == 5
     for context in shown.contexts:
         peak, = (piece for piece in context.pieces if piece.is_peak)
         assert peak.activation == pytest.approx(context.activation, rel=1e-6)
@@ -54,6 +54,16 @@ def test_a_context_stays_in_its_conversation(described):
         for context in shown.contexts:
             assert sum(piece.text.startswith("<|begin_of_text|>") for piece in context.pieces) <= 1
             assert all(0 <= piece.strength <= 1 for piece in context.pieces)
+
+
+def test_no_two_contexts_have_equal_tokens(described):
+    cache, sae, _, firings, _ = described
+    template = firings.by_class[TokenClass.TEMPLATE_OTHER]  # "The day is: ...", the same in every conversation
+    latent = int(np.argmax(template / np.maximum(firings.total, 1)))
+    shown = show_latents(cache, 2, sae, firings, [ChosenLatent(latent, "")])[0]
+    texts = ["".join(piece.text for piece in context.pieces) for context in shown.contexts]
+    assert shown.num_conversations > 1
+    assert len(set(texts)) == len(texts) >= 1
 
 
 def firings(by_class, rows):
@@ -73,10 +83,12 @@ def test_latents_are_spread_over_density_and_the_dead_are_left_out():
 
 
 def test_the_most_specific_to_the_assistant_have_the_largest_ratio_of_rates():
-    user = np.array([40, 10, 3, 0, 30])
-    assistant = np.array([40, 30, 60, 5, 10])
-    chosen = choose_latents(firings({TokenClass.USER: user, TokenClass.ASSISTANT: assistant}, 1000), 0, 3)
-    # Latent 3 has too few firings, latent 4 prefers the user, latent 0 neither.
+    user = np.array([40, 10, 3, 0, 30, 0])
+    assistant = np.array([40, 30, 60, 5, 10, 90])
+    template = np.array([0, 0, 0, 0, 0, 200])
+    counts = {TokenClass.USER: user, TokenClass.ASSISTANT: assistant, TokenClass.DEFAULT_SYSTEM: template}
+    chosen = choose_latents(firings(counts, 1000), 0, 3)
+    # Latent 5 fires most on the template, latent 3 has too few firings, latent 4 prefers the user, latent 0 neither.
     assert [item.latent for item in chosen] == [2, 1]
     assert chosen[0].reason == "17.3 times as often on assistant text as on user text"
 

@@ -82,9 +82,11 @@ def test_conditions_on_rows_are_those_of_the_arrays(half):
     assert len(cache.rows(classes=[])) == 0
 
 
-@pytest.mark.parametrize("wrong", [{"classes": ["users"]}, {"types": ["contents"]}, {"roles": ["me"]}, {"split": "test"}])
+@pytest.mark.parametrize(
+    "wrong", [{"classes": ["users"]}, {"types": ["contents"]}, {"roles": ["me"]}, {"split": "test"}]
+)
 def test_an_unknown_name_is_refused_with_those_that_are_known(half, wrong):
-    with pytest.raises(RecipeError, match="Known:|must be"):
+    with pytest.raises(RecipeError, match=r"Known:|must be"):
         open_cache(half).rows(**wrong)
 
 

@@ -1,5 +1,6 @@
 """JSON that carries its own checksum."""
 
+import contextlib
 import json
 
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from shared.errors import CorruptError, StorageError
 from shared.sealed_json import read_sealed, seal, write_sealed
 
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
-              st.text(st.characters(exclude_categories=["Cs"]))),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), inner, max_size=3)),
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), words),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=8,
 )
 contents = st.dictionaries(st.sampled_from(["a", "b", "ä\n"]), values, max_size=3)
@@ -35,10 +36,8 @@ def test_a_damaged_file_is_never_believed(path, content, data):
     position = data.draw(st.integers(0, len(sealed) - 1))
     sealed[position] ^= data.draw(st.integers(1, 255))
     path.write_bytes(sealed)
-    try:
+    with contextlib.suppress(CorruptError):
         assert read_sealed(path) == content  # white space that became other white space
-    except CorruptError:
-        pass
 
 
 @given(junk=st.binary(max_size=40))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,11 @@ def test_a_file_is_synced_before_it_gets_its_name_and_its_folder_after(tmp_path)
 
 def test_fsync_is_really_called_on_the_file_and_on_its_folder(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def record(descriptor):
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    monkeypatch.setattr(os, "fsync", record)
     storage.write_file(tmp_path / "a", b"hello")
     assert len(synced) == 2
     assert synced[0].endswith(".partial")

@@ -120,5 +120,5 @@ def test_a_foreign_reader_finds_damage_too(tmp_path):
     data[1500] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
-    with pytest.raises(Exception, match="(?i)digest|checksum"):
+    with pytest.raises(Exception, match=r"(?i)digest|checksum"):
         by_tensorstore(tmp_path / "cache", "layers/2/resid_post")

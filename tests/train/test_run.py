@@ -16,6 +16,9 @@ import torch
 from shared.errors import IdentityError, TryAgainError
 from shared.sealed_json import read_sealed, write_sealed
 from tests.train import tiny_run
+from train.batches import Batches
+from train.export import load_sae
+from train.policy import TokenPolicy, only_types, training_mask
 from train.training_set import CHECKPOINTS, locked
 
 PROGRAM = [sys.executable, str(Path(tiny_run.__file__))]
@@ -148,6 +151,18 @@ def test_the_same_name_from_another_recipe_or_cache_is_refused(tmp_path):
         write_sealed(folder / "run.json", {**run, **change})
         with pytest.raises(IdentityError, match=message):
             tiny_run.train(tmp_path, recipe)
+
+
+def test_the_threshold_is_set_on_the_rows_that_the_recipe_names(tmp_path):
+    train = tiny_run.RECIPE["train"] | {"calibration_types": ["content"]}
+    cache, (folder,) = tiny_run.train(tmp_path, {"train": train, "sae": tiny_run.RECIPE["sae"][:1]})
+    run = read_sealed(folder / "run.json")
+    batches = Batches(cache, 3, 64, mask=only_types(cache, training_mask(cache, 3, TokenPolicy()), ("content",)),
+                      num_steps=4, window_blocks=5)
+    sae = load_sae(folder)
+    l0 = np.mean([float((sae.encode(x.float()) > 0).sum(1).float().mean()) for x in batches])
+    assert run["l0_train"] == pytest.approx(3.0, rel=0.02)  # k, up to ties and what one pair is worth
+    assert l0 == pytest.approx(run["l0_train"], rel=0.02)  # folding scale and centre moves a few rows over
 
 
 def test_two_processes_never_train_in_the_same_folder(tmp_path):

@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 
 from shared.errors import RecipeError
+from shared.layout import PLAN
 from shared.recipe import find_recipe, read_recipe
-from train.choose_cache import choose_cache
+from train.choose_cache import CACHES, choose_cache
 from train.config import plan_saes, read_train_config, sae_tables
 from train.evaluate import EVAL, evaluate_saes
 from train.run import train_saes
@@ -26,7 +27,8 @@ The same command again goes on where it stopped. Results are under runs/<cache>/
 
 @click.command(epilog=_EPILOG)
 @click.option("--recipe", "recipe_name", metavar="NAME", help="A recipe of pipelines/recipes/, or a .toml file.")
-@click.option("--cache", "cache_name", metavar="NAME|PATH", help="Default: the one under caches/ that holds the layer.")
+@click.option("--cache", "cache_name", metavar="NAME|PATH",
+              help="Default: the recipe's, or the one under caches/ that holds the layer.")
 @click.option("--layer", type=click.IntRange(min=0), help="The layer to train on, 0-based.")
 @click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a value of the recipe.")
 @click.option("--expansion", metavar='"8 16"', help="Widths as multiples of d_model, one SAE each.")
@@ -49,6 +51,8 @@ def run(recipe_name: str | None, cache_name: str | None, layer: int | None, over
     if layer is None:
         raise RecipeError("Which layer? Give --layer L (make train: LAYER=L), or layer in the recipe's [train] table.")
     plan_saes(tables, train, layer, 4096)  # every mistake in the recipe is found before a cache is opened
+    if cache_name is None and recipe_name is not None and (CACHES / Path(recipe_name).stem / PLAN).exists():
+        cache_name = Path(recipe_name).stem  # the cache that the same recipe harvests
     cache = choose_cache(cache_name, layer)
     saes = plan_saes(tables, train, layer, cache.d_model)
     device = _device(device)
