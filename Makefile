@@ -56,7 +56,7 @@ setup: $(READY) ## Make .venv with everything that demo and test need (done on d
 	@touch $@
 
 demo: $(READY) ## A real run, offline: 200,000 tokens of SmolLM2-135M-Instruct, three SAEs, a page
-	$(PY) -m pipelines demo $(foreach item,$(SET),--set $(item))
+	$(PY) -m pipelines demo $(common)
 
 harvest: $(READY) ## Conversations -> cache: make harvest MODEL=llama3.2-3b-instruct
 	$(if $(filter-out 1,$(WORKERS)),$(error WORKERS=$(WORKERS): this version harvests with one process. Use WORKERS=1))
@@ -69,7 +69,7 @@ train: $(READY) ## Cache -> SAEs of one layer: make train LAYER=12
 
 evaluate: $(READY) ## Repeat the held-out metrics of a layer's SAEs: make evaluate LAYER=12
 	$(if $(LAYER),,$(error LAYER is not set. For example: make evaluate LAYER=12))
-	$(PY) -m pipelines evaluate --layer $(LAYER) $(if $(CACHE),--cache "$(CACHE)")
+	$(PY) -m pipelines evaluate --layer $(LAYER) $(if $(CACHE),--cache "$(CACHE)") --device $(DEVICE)
 
 test: $(READY) ## Unit, contract and end-to-end tests; pip packages alone
 	$(PY) -m pytest -q -m "not gpu and not system" tests

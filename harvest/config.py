@@ -1,6 +1,7 @@
 """The ``[harvest]`` table of a recipe."""
 
-from typing import Literal
+from datetime import date
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,13 +21,15 @@ class HarvestConfig(Table):
     """Branch, tag or commit of a hub model; resolved to a commit at first use and kept in the plan."""
     dataset: str | None = None
     """Alias, hub id, or a JSONL file of {"messages": [{"role", "content"}, ...]}. Default: the model's."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of a hub data set; resolved like revision."""
     dataset_split: str = "train"
     """Split of a hub data set."""
     layers: list[int] | None = Field(None, min_length=1)
     """Decoder layers, 0-based. Default: the registry's, else those at 1/4, 1/2 and 3/4 of the depth."""
     num_tokens: int | None = Field(None, gt=0)
     """Training rows wanted, rounded up to whole units. A larger number later goes on from there."""
-    plan_tokens: int | Literal["all"] | None = None
+    plan_tokens: Annotated[int, Field(gt=0)] | Literal["all"] | None = None
     """Training rows the plan holds at most. Default: four times num_tokens."""
     held_out_rows: int | None = Field(None, gt=0)
     """Rows of held-out conversations at most. Default: no limit in rows, 5,000 conversations."""
@@ -38,6 +41,8 @@ class HarvestConfig(Table):
     """What becomes of control tokens that a user typed: "escape", "keep" or "reject" the conversation."""
     template_variables: dict[str, str] = Field(default_factory=lambda: {"date_string": DEFAULT_DATE})
     """Variables of the chat template. It never sees the clock: Llama-3's date is this one."""
+    template_date: date = date(2024, 7, 26)
+    """What strftime_now tells a template that asks for today."""
     max_skipped: float = Field(0.01, ge=0, le=1)
     """Share of malformed rows above which nothing is harvested."""
     rows_per_shard: int = Field(ROWS_PER_SHARD, gt=0, multiple_of=BLOCK_ROWS)

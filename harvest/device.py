@@ -58,4 +58,6 @@ def find_device(name: str = "auto") -> Device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise RecipeError(f"Device {name!r} is not there: {found} CUDA devices found. Use auto or cpu.")
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams and events are the current device's
     return Device(device)

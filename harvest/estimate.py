@@ -32,12 +32,26 @@ def check_space(plan: Plan, units: list[int], num_layers: int, cache: Path) -> N
     needed = sum(geometry.unit_bytes(unit, num_layers) for unit in units)
     free = storage.free_bytes(cache)
     if needed > free:
-        per_row = num_layers * (2 * geometry.d_model + 4)
+        fits = tokens_that_fit(plan, set(units), num_layers, free)
         raise TryAgainError(
-            f"Not enough disk for {cache}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free. About "
-            f"{free // per_row // geometry.rows_per_unit * geometry.rows_per_unit:,} tokens fit: "
-            "TOKENS=..., or put the cache on a larger disk: CACHE=/scratch/name"
+            f"Not enough disk for {cache}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free. "
+            + (f"{fits:,} training tokens fit: TOKENS={fits}, or put" if fits else "Put")
+            + " the cache on a larger disk: CACHE=/scratch/name"
         )
+
+
+def tokens_that_fit(plan: Plan, missing: set[int], num_layers: int, free: int) -> int:
+    """The most training tokens whose units fit in ``free`` bytes, held-out units first; 0 if those alone do not."""
+    geometry = plan.geometry
+    order = geometry.fill_order(None)
+    num_held_out_units = sum(geometry.unit_rows(unit).stop > geometry.num_train_rows for unit in order)
+    used = tokens = 0
+    for number, unit in enumerate(order):
+        used += geometry.unit_bytes(unit, num_layers) if unit in missing else 0
+        if used > free:
+            return tokens if number >= num_held_out_units else 0
+        tokens += geometry.train_rows_of(unit)
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,6 @@ def probe(job: Job, length: int, batches: int = 3) -> float:
         with torch.inference_mode():
             cut.model(input_ids=ids, use_cache=False)
         if job.device.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         seconds.append(time.monotonic() - started)
     return ids.numel() / min(seconds)

@@ -97,7 +97,7 @@ class Forward:
         copied = None
         if is_cuda:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
+            copied.record(torch.cuda.current_stream(self._device))  # the default is the current device's stream
         return Captured(batch, rows, norms, copied)
 
 

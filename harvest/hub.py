@@ -1,16 +1,21 @@
 """The model hub: repositories as local folders, and its failures as one clear line each."""
 
 import contextlib
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub import errors
 
+from shared import storage
 from shared.errors import RecipeError, TryAgainError
 
 RepoType = Literal["model", "dataset"]
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+"""Errors of the disk that a download is written to, not of the network."""
 
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -37,6 +42,9 @@ def hub_errors(repo: str, repo_type: RepoType) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise RecipeError(f"{repo!r} has no such revision: {str(error).splitlines()[0]}") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            with storage.translate_errors(Path(error.filename or repo)):
+                raise
         if not is_unreachable(error):
             raise
         raise TryAgainError(
@@ -52,10 +60,20 @@ def is_unreachable(error: Exception) -> bool:
     The hub's client has changed its HTTP library within the versions we support (httpx, httpx2), so the
     library's own errors are known by the name of their module.
     """
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return False
     if isinstance(error, (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError)):
         return False
     known = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError)
     return isinstance(error, known) or type(error).__module__.split(".")[0] in {"httpx", "httpx2"}
+
+
+def kept_commit(repo: str, revision: str | None, kept: Mapping[str, Any] | None) -> str | None:
+    """The commit that a plan has kept of a repository, where no revision is asked for."""
+    if revision is None and kept is not None and kept.get("name") == repo:
+        commit: str | None = kept.get("revision")
+        return commit
+    return None
 
 
 def resolve_commit(repo: str, revision: str | None, repo_type: RepoType) -> str:

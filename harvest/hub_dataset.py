@@ -5,13 +5,8 @@ from typing import Any
 
 import datasets
 
-from harvest.hub import hub_errors, resolve_commit
+from harvest.hub import hub_errors
 from shared.errors import DataError
-
-
-def resolve_dataset(repo: str, revision: str | None) -> str:
-    """The commit of a data set's revision."""
-    return resolve_commit(repo, revision, "dataset")
 
 
 def stream_rows(repo: str, commit: str, split: str) -> Iterator[dict[str, Any]]:

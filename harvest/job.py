@@ -65,14 +65,18 @@ def shards_per_unit(rows_per_shard: int, batch_tokens: int, num_tokens: int) -> 
     return shards
 
 
-def prepare(config: HarvestConfig, device: Device) -> Job:
+def prepare(config: HarvestConfig, device: Device, plan: Plan | None = None) -> Job:
     """Resolve and check everything that can be wrong before work begins.
+
+    Revisions that the recipe leaves open are those of ``plan``, the plan of the cache that is there already:
+    a hub's branch may have moved on since.
 
     Raises:
         UserError: see `find_model`, `find_source`, `load_tokenizer`, `ChatTemplate`; or a layer out of range.
     """
     entry = MODELS.get(config.model) or ModelEntry(config.model, ())
-    model = find_model(config.model, config.revision)
+    kept = plan.identity if plan is not None else {}
+    model = find_model(config.model, config.revision, kept.get("model"))
     model_config = model.config().get_text_config()  # of a multimodal model, its language half
     num_layers = int(model_config.num_hidden_layers)
     layers = config.layers or list(entry.layers) or default_layers(num_layers)
@@ -80,11 +84,13 @@ def prepare(config: HarvestConfig, device: Device) -> Job:
     if beyond:
         raise RecipeError(f"Layer {beyond[0]} is out of range: {model.name} has layers 0 to {num_layers - 1}.")
     tokenizer = load_tokenizer(model.folder)
-    template = ChatTemplate(tokenizer, config.template_variables, config.control_tokens)
+    template = ChatTemplate(tokenizer, config.template_variables, config.control_tokens, config.template_date)
     return Job(
         config=config,
         model=model,
-        source=find_source(config.dataset or entry.dataset, config.dataset_split),
+        source=find_source(
+            config.dataset or entry.dataset, config.dataset_split, config.dataset_revision, kept.get("dataset")
+        ),
         tokenizer=tokenizer,
         template=template,
         d_model=int(model_config.hidden_size),

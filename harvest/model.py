@@ -4,6 +4,7 @@ The only door to ``transformers``. Model code from a repository is never run.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from harvest import embedded
-from harvest.hub import download_model, resolve_commit
+from harvest.hub import download_model, kept_commit, resolve_commit
 from harvest.template import ChatTokenizer
 from shared.digests import file_digest, hex_digest
 from shared.errors import RecipeError
@@ -57,8 +58,11 @@ class ModelSource:
         return hex_digest("".join(f"{path.name}:{file_digest(path)}\n" for path in files).encode())
 
 
-def find_model(name: str, revision: str | None = None) -> ModelSource:
+def find_model(name: str, revision: str | None = None, kept: Mapping[str, Any] | None = None) -> ModelSource:
     """Resolve a model by alias, local folder or hub id; a hub model is downloaded.
+
+    Args:
+        kept: name and revision in the plan that is there; taken where ``revision`` is None and the name is the same.
 
     Raises:
         RecipeError: unknown alias or repository, or one that is gated.
@@ -74,7 +78,7 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
     if repo.count("/") != 1 or repo.startswith((".", "/")):
         known = ", ".join(MODELS)
         raise RecipeError(f"Unknown model {name!r}. Known aliases: {known}; or a hub id org/name, or a folder.")
-    commit = resolve_commit(repo, revision, "model")
+    commit = kept_commit(repo, revision, kept) or resolve_commit(repo, revision, "model")
     return ModelSource(repo, commit, download_model(repo, commit))
 
 

@@ -3,7 +3,15 @@
 from pathlib import Path
 
 from harvest.job import Job
-from harvest.plan import Choice, choose_conversations, make_identity, make_plan, tokenizer_files, write_plan
+from harvest.plan import (
+    Choice,
+    choose_conversations,
+    make_identity,
+    make_plan,
+    tokenizer_digest,
+    tokenizer_files,
+    write_plan,
+)
 from shared import storage
 from shared.digests import hex_digest
 from shared.errors import IdentityError
@@ -17,9 +25,8 @@ from shared.zarr_metadata import layer_metadata
 def start_plan(job: Job) -> tuple[Plan, Choice, dict[str, bytes]]:
     """A new plan, chosen and sized but not written."""
     files = tokenizer_files(job.tokenizer)
-    digests = {name: hex_digest(data) for name, data in files.items()}
     choice = choose_conversations(job.config, job.source, job.template, job.plan_tokens)
-    identity = make_identity(job.config, job.model, job.source, digests, job.sizes(None))
+    identity = make_identity(job.config, job.model, job.source, tokenizer_digest(files), job.sizes(None))
     return make_plan(choice, job.source, identity, job.d_model, job.num_layers), choice, files
 
 
@@ -30,8 +37,8 @@ def check_plan(job: Job, cache: Path) -> Plan:
         IdentityError: naming each field that differs.
     """
     plan = read_plan(cache)
-    digests = {name: hex_digest(data) for name, data in tokenizer_files(job.tokenizer).items()}
-    wanted = make_identity(job.config, job.model, job.source, digests, job.sizes(plan))
+    files = tokenizer_files(job.tokenizer)
+    wanted = make_identity(job.config, job.model, job.source, tokenizer_digest(files), job.sizes(plan))
     lines = differing_fields(plan.identity, wanted)
     if lines:
         raise IdentityError(

@@ -97,13 +97,14 @@ def choose_conversations(
 
 
 def make_identity(
-    config: HarvestConfig, model: ModelSource, source: Source, tokenizer_digests: dict[str, str], sizes: dict[str, Any]
+    config: HarvestConfig, model: ModelSource, source: Source, tokenizer: str, sizes: dict[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides the rows of a cache, as it is hashed into the cache id."""
     return {
         "model": {"name": model.name, "revision": model.revision, "weights": model.weights_digest()},
-        "tokenizer": hex_digest(canonical_json(tokenizer_digests)),
+        "tokenizer": tokenizer,
         "template_variables": config.template_variables,
+        "template_date": config.template_date.isoformat(),
         "dataset": source.identity,
         "order": {"kind": "fast", "separator": None, "bos": None},
         "seed": config.seed,
@@ -123,6 +124,15 @@ def tokenizer_files(tokenizer: ChatTokenizer) -> dict[str, bytes]:
     with TemporaryDirectory() as folder:
         save_tokenizer(tokenizer, Path(folder))
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
+def tokenizer_digest(files: dict[str, bytes]) -> str:
+    """xxh3-128 of what decides token ids: the vocabulary and rules, and the chat template.
+
+    tokenizer_config.json is left out: transformers writes notes of its own into it, version by version.
+    """
+    deciding = {name: hex_digest(data) for name, data in files.items() if name != "tokenizer_config.json"}
+    return hex_digest(canonical_json(deciding))
 
 
 def make_plan(choice: Choice, source: Source, identity: dict[str, Any], d_model: int, num_layers: int) -> Plan:

@@ -15,8 +15,8 @@ from harvest.opening import open_pass
 from harvest.unit_writer import UnitWriter
 from harvest.units import UnitReader
 from shared.cache import Cache, open_cache
-from shared.commits import record_path
-from shared.plan import Pass, Plan, read_plan
+from shared.commits import read_records, record_path
+from shared.plan import Pass, Plan, differing_fields, read_plan
 from shared.progress import Progress
 from shared.provenance import versions
 from shared.terminal import StopSignal
@@ -38,10 +38,23 @@ def harvest(job: Job, cache: Path) -> Cache:
         if todo:
             check_space(plan, todo, len(pass_.layers), cache)
             device = job.device
+            warn_of_changes(cache, pass_, device)
             cut = load_model(job.model, max(pass_.layers), pass_.compute_dtype, pass_.attention, device.device)
             forward = Forward(cut, pass_.layers, device.device)
             fill(cache, plan, pass_, todo, forward, device, writer, job.config.nonfinite)
     return open_cache(cache)
+
+
+def warn_of_changes(cache: Path, pass_: Pass, device: Device) -> None:
+    """Say so when what is there was made on another device, with other threads or other versions."""
+    records = read_records(cache, pass_.pass_id)
+    if not records:
+        return
+    before = {**list(records.values())[-1].made_with, "batches_halved": 0}
+    changes = differing_fields(before, _made_with(device, 0))
+    if changes:
+        sys.stderr.write(f"Warning: units of {cache} were made otherwise; new ones may differ in their last bits: "
+                         + "; ".join(changes) + "\n")
 
 
 def fill(

@@ -1,13 +1,14 @@
 """Where conversations come from: the embedded chats, a local JSONL file, a data set of the hub."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harvest import embedded
 from harvest.conversation import Conversation, Skipped, parse_row
+from harvest.hub import kept_commit, resolve_commit
 from shared.digests import file_digest
 from shared.errors import DataError, RecipeError
 
@@ -39,8 +40,13 @@ class Source:
                 yield parse_row(row, f"{self.name}:{number}")
 
 
-def find_source(name: str, split: str = "train", revision: str | None = None) -> Source:
+def find_source(
+    name: str, split: str = "train", revision: str | None = None, kept: Mapping[str, Any] | None = None
+) -> Source:
     """Resolve a data set by alias, path or hub id; a hub data set's revision becomes a commit.
+
+    Args:
+        kept: name and revision in the plan that is there; taken where ``revision`` is None and the name is the same.
 
     Raises:
         RecipeError: no such file or data set.
@@ -57,9 +63,7 @@ def find_source(name: str, split: str = "train", revision: str | None = None) ->
     if repo.count("/") != 1 or path.suffix in {".jsonl", ".json"} or name.startswith((".", "/")):
         known = ", ".join([EMBEDDED, *HUB_DATASETS])
         raise RecipeError(f"There is no data file {name!r}. Expected a JSONL file, a hub id org/name, or: {known}.")
-    from harvest.hub_dataset import resolve_dataset
-
-    commit = resolve_dataset(repo, revision)
+    commit = kept_commit(repo, revision, kept) or resolve_commit(repo, revision, "dataset")
     return Source(repo, {"name": repo, "revision": commit, "split": split})
 
 

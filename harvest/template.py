@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal, Protocol, cast
 
 import jinja2
@@ -64,7 +65,8 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, tokenizer: ChatTokenizer, variables: dict[str, str], policy: ControlPolicy = "escape"
+        self, tokenizer: ChatTokenizer, variables: dict[str, str], policy: ControlPolicy = "escape",
+        today: date = date(2024, 7, 26),
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise RecipeError(
@@ -77,7 +79,8 @@ class ChatTemplate:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._variables = variables
+        # A template that asks for the time gets this day: its conversations must not change overnight.
+        self._variables: dict[str, Any] = {**variables, "strftime_now": today.strftime}
         self._policy = policy
         words = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
         self._control = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")

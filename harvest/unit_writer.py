@@ -81,10 +81,12 @@ class UnitWriter:
             self._join_writer()
         except BaseException:  # the first error is what the caller is already handling
             self._error = None
-        if self._files is not None:
-            self._files.discard()
-            self._files = None
-        self._finisher.shutdown(wait=True)
+        try:
+            if self._files is not None:
+                self._files.discard()
+                self._files = None
+        finally:
+            self._finisher.shutdown(wait=True)
 
     def _write_batches(self, files: UnitFiles) -> None:
         while (captured := self._queue.get()) is not None:

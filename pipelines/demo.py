@@ -15,8 +15,10 @@ from shared import storage
 from shared.cache import Cache
 from shared.errors import DataError, RecipeError
 from shared.layout import PLAN
+from shared.plan import read_plan
+from shared.writers import remove_cache
 from train.config import SAEPlan
-from train.evaluate import EVAL, evaluate_saes
+from train.evaluate import evaluate_saes, not_evaluated
 from train.run import train_saes
 from train.training_set import layer_folder, start_over
 
@@ -60,7 +62,8 @@ def run_recipe(recipe: WholeRecipe, places: Places, device: Device, command: str
         SystemExit: 130 or 143 after a signal; what was done is kept.
     """
     started = time.monotonic()
-    job = prepare(recipe.harvest, device)
+    there = read_plan(places.cache) if (places.cache / PLAN).exists() else None
+    job = prepare(recipe.harvest, device, there)
     if recipe.layer not in job.layers:
         raise RecipeError(f"[train].layer is {recipe.layer}, but layers {job.layers} are harvested. "
                           f"Train on one of those: --set train.layer={job.layers[0]}")
@@ -71,7 +74,7 @@ def run_recipe(recipe: WholeRecipe, places: Places, device: Device, command: str
     say(f"2 of 4  train    {len(saes)} SAEs on layer {recipe.layer}, into {folder}  ({_minutes(started)})")
     folders = train_saes(cache, recipe.layer, recipe.train, saes, runs=places.runs, device=str(device.device), say=say)
     say(f"3 of 4  evaluate on held-out conversations  ({_minutes(started)})")
-    missing = [folder for folder in folders if not (folder / EVAL).exists()]
+    missing = not_evaluated(cache, recipe.layer, folders)
     if missing:
         evaluate_saes(cache, recipe.layer, missing, str(device.device))
     say(f"4 of 4  report   {places.report}  ({_minutes(started)})")
@@ -95,8 +98,8 @@ def remove_all(recipe: WholeRecipe, places: Places, saes: list[SAEPlan]) -> None
     """Remove what an earlier run of the recipe has left: its cache, its SAEs and its page. Other runs stay."""
     start_over(places.runs / places.cache.resolve().name / f"layer{recipe.layer}", saes)
     storage.remove_tree(places.report)
-    storage.remove(places.cache / PLAN)  # first: without it nothing in the folder counts as a cache
-    storage.remove_tree(places.cache)
+    if places.cache.exists():
+        remove_cache(places.cache)
 
 
 def _minutes(started: float) -> str:

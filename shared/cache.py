@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from shared.commits import Record, check_record, read_records
 from shared.errors import RecipeError
-from shared.layer_rows import LayerRows, Rows, Verify
+from shared.layer_rows import LayerRows, Rows, Verify, row_numbers
 from shared.layout import TOKENIZER
 from shared.plan import Plan, read_passes, read_plan
 from shared.plan_arrays import PlanArray
@@ -251,11 +251,12 @@ class Cache:
 
     def text(self, rows: Rows) -> str:
         """The rows' tokens as text, control tokens included."""
+        rows = row_numbers(rows, self.num_rows)
         return str(self.tokenizer.decode(self.token_id[rows].tolist(), skip_special_tokens=False))
 
     def tokens(self, rows: Rows) -> TokenTable:
         """Ids, text, classes, types, roles, turns, conversations and positions of rows."""
-        rows = np.asarray(rows, np.int64)
+        rows = row_numbers(rows, self.num_rows)
         ids = self.token_id[rows]
         text = self.tokenizer.decode_batch([[int(i)] for i in ids], skip_special_tokens=False)
         return TokenTable(

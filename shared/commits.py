@@ -145,8 +145,8 @@ def roll_forward(cache: Path, record: Record) -> int:
         if not temporary.exists():
             continue
         storage.make_folder(final.parent)
-        storage.make_read_only(temporary)
         try:
+            storage.make_read_only(temporary)
             storage.rename(temporary, final)
         except FileNotFoundError:
             continue

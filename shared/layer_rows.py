@@ -77,7 +77,7 @@ class LayerRows:
         """
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(self._geometry.num_rows))
-        wanted = np.asarray(rows, np.int64)
+        wanted = row_numbers(rows, self._geometry.num_rows)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self._geometry.num_rows):
             raise IndexError(f"rows must lie in 0..{self._geometry.num_rows - 1}; got {wanted.min()}..{wanted.max()}.")
         blocks = wanted // BLOCK_ROWS
@@ -100,7 +100,7 @@ class LayerRows:
 
     def norm(self, rows: Rows | Sequence[int]) -> npt.NDArray[np.float32]:
         """L2 norms of rows ``[num_rows]``, as stored beside them."""
-        wanted = np.asarray(rows, np.int64)
+        wanted = row_numbers(rows, self._geometry.num_rows)
         out = np.empty(len(wanted), np.float32)
         shards = wanted // self._geometry.rows_per_shard
         for shard in np.unique(shards):
@@ -173,14 +173,31 @@ class LayerRows:
         entry = self._entries.get(f"{GROUP}/{relative}")
         if entry is None or entry.size != size:
             raise CorruptError(f"{self._cache}: the record of unit {unit} does not fit the plan ({relative}).")
-        path = locate(self._cache, entry)
-        try:
-            found = path.stat().st_size
-        except FileNotFoundError:
-            raise CorruptError(f"{path} of unit {unit} is missing.") from None
+        for path in (locate(self._cache, entry), locate(self._cache, entry)):  # a writer may rename it meanwhile
+            if path.exists():
+                break
+        else:
+            raise CorruptError(f"{path} of unit {unit} is missing.")
+        found = path.stat().st_size
         if found != size:
             raise CorruptError(f"{path} of unit {unit} has {found} bytes, expected {size}.")
         return path
+
+
+def row_numbers(rows: Any, num_rows: int) -> Rows:
+    """Row numbers as int64; a boolean mask over all rows becomes the numbers where it is true.
+
+    Raises:
+        IndexError: neither integers nor such a mask.
+    """
+    array = np.asarray(rows)
+    if array.dtype == bool:
+        if array.shape != (num_rows,):
+            raise IndexError(f"a mask of rows must have shape ({num_rows},); got {array.shape}.")
+        return np.flatnonzero(array)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise IndexError(f"rows must be integers or a boolean mask; got {array.dtype}.")
+    return array.astype(np.int64)
 
 
 def _read(path: Path, unit: int) -> bytes:

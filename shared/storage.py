@@ -63,6 +63,17 @@ def translate_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"Cannot write {where}: {error.strerror or error}.") from error
 
 
+@contextlib.contextmanager
+def _gone_is_told() -> Iterator[None]:
+    """Let FileNotFoundError through as it is: where several work on one cache, another may have been faster."""
+    try:
+        yield
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        raise
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents, each made durable in its own parent."""
     if path.is_dir():
@@ -168,14 +179,9 @@ def rename(temporary: Path, path: Path) -> None:
     Raises:
         FileNotFoundError: ``temporary`` is gone.
     """
-    try:
-        with translate_errors(path):
-            _announce("rename", path)
-            temporary.replace(path)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise error.__cause__ from None
-        raise
+    with _gone_is_told(), translate_errors(path):
+        _announce("rename", path)
+        temporary.replace(path)
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -204,8 +210,12 @@ def create_if_absent(temporary: Path, path: Path) -> bool:
 
 
 def make_read_only(path: Path) -> None:
-    """Take away write permission: committed files never change."""
-    with translate_errors(path):
+    """Take away write permission: committed files never change.
+
+    Raises:
+        FileNotFoundError: ``path`` is gone.
+    """
+    with _gone_is_told(), translate_errors(path):
         _announce("chmod", path)
         path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
 
@@ -229,8 +239,9 @@ def remove_tree(path: Path) -> None:
     """Remove a folder of temporaries and what is in it, if it is there."""
     with translate_errors(path):
         _announce("rmtree", path)
-        if path.exists():
-            shutil.rmtree(path)
+        while path.exists():
+            with contextlib.suppress(FileNotFoundError):  # another removes it too
+                shutil.rmtree(path)
 
 
 def free_bytes(path: Path) -> int:

@@ -1,6 +1,7 @@
 """What every command of ours has in common: one-line errors, exit codes, signals."""
 
 import faulthandler
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def run_command(command: Callable[[], object]) -> None:
 
 
 def _stop_at_once(number: int, _: FrameType | None) -> None:
+    """Before any work is open: unwind and end."""
     sys.stderr.write(f"\nStopped by {signal.Signals(number).name}. The same command again goes on from here.\n")
     sys.exit(128 + number)
 
@@ -46,8 +48,9 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
         if self.exit_code is not None:
-            _stop_at_once(number, frame)
+            # As a kill would: unwinding while a thread commits could clean up under it. Recovery handles kills.
+            os._exit(128 + number)
         self.exit_code = 128 + number
         sys.stderr.write(f"\n{signal.Signals(number).name}: stopping at the next safe point; once more stops now.\n")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from shared import storage
 from shared.commits import new_writer_id, read_records, roll_forward
-from shared.errors import UserError
-from shared.layout import TMP
+from shared.errors import IdentityError, TryAgainError, UserError
+from shared.layout import GROUP, PLAN, TMP, inside
 from shared.plan import read_passes
 
 _LOCK = "lock"
@@ -53,6 +53,7 @@ def recover(cache: Path) -> int:
     # Who is dead comes first: a writer that commits and dies after we read the records keeps its folder.
     dead = [path for path in sorted(temporaries.glob("*/")) if _is_dead(path / _LOCK)]
     rolled = _roll_all_forward(cache)
+    _make_names_durable(cache, {folder.name for folder in dead})
     for folder in dead:
         storage.remove_tree(folder)
     return rolled
@@ -64,6 +65,37 @@ def _roll_all_forward(cache: Path) -> int:
         for record in read_records(cache, pass_id).values():
             rolled += roll_forward(cache, record) > 0
     return rolled
+
+
+def _make_names_durable(cache: Path, writers: set[str]) -> None:
+    """Fsync the folders that these writers renamed files into: one may have died between rename and fsync."""
+    records = [record for pass_id in read_passes(cache) for record in read_records(cache, pass_id).values()]
+    files = [entry.path for record in records if record.writer in writers for entry in record.files]
+    for folder in sorted({inside(cache, path).parent for path in files}):
+        if folder.is_dir():
+            storage.fsync_folder(folder)
+
+
+def living_writers(cache: Path) -> list[str]:
+    """The writers of a cache that hold their lock."""
+    folders = sorted((cache / TMP).glob("*/"))
+    return [folder.name for folder in folders if (folder / _LOCK).exists() and not _is_dead(folder / _LOCK)]
+
+
+def remove_cache(cache: Path) -> None:
+    """Remove a cache folder, to start over. Killed half-way, nothing is left that looks like a cache.
+
+    Raises:
+        IdentityError: the folder is no cache. TryAgainError: a writer is at work in it.
+    """
+    if any(cache.iterdir()) and not any((cache / name).exists() for name in (PLAN, GROUP, TMP)):
+        raise IdentityError(f"{cache} is no cache: --fresh will not remove it. Choose another one: CACHE=name")
+    if living_writers(cache):
+        raise TryAgainError(f"{cache} is being written by {', '.join(living_writers(cache))}. Stop it first.")
+    aside = cache.with_name(f".{cache.name}.removed-{new_writer_id()}")
+    with storage.translate_errors(cache):
+        cache.rename(aside)
+    storage.remove_tree(aside)
 
 
 def _is_dead(lock: Path) -> bool:

@@ -55,7 +55,9 @@ def _all_caches() -> list[Cache]:
     caches = []
     for plan in sorted(CACHES.glob(f"*/{PLAN}")):
         try:
-            caches.append(open_cache(plan.parent))
+            cache = open_cache(plan.parent)
+            _ = cache.layers  # reads the records
+            caches.append(cache)
         except UserError:  # one damaged cache must not hide the others
             continue
     return caches

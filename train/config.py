@@ -108,8 +108,8 @@ def sae_tables(recipe: RawRecipe, expansions: Sequence[float] | None) -> list[di
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise RecipeError("[sae] must be a list of tables: write [[sae]] for each SAE to train.")
     if not expansions:
-        if any("architecture" in table for table in tables):
-            return tables
+        if any("architecture" in table for table in tables) or len(tables) > 1:
+            return [{"architecture": "batchtopk", **table} for table in tables]
         # No recipe, but perhaps overrides: --set sae.k=64.
         override = tables[0] if tables else {}
         given = {"expansion", "d_sae"} & set(override)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from shared import storage
 from shared.cache import Cache
+from shared.digests import file_digest
+from shared.errors import CorruptError, StorageError
 from shared.progress import Progress
 from shared.sealed_json import read_sealed
 from train.export import ExportedSAE, load_sae
@@ -75,6 +77,7 @@ def evaluate_saes(cache: Cache, layer: int, folders: Sequence[Path], device: str
         inputs = InputSums.empty(len(groups.role), cache.d_model)
         candidates = []
         for number in numbers:
+            check_files(folders[number], runs[number])
             sae = load_sae(folders[number], device)
             candidates.append(Candidate(folders[number], sae, runs[number], ErrorSums.empty(len(groups.role)),
                                         np.zeros(len(rows)), np.zeros(sae.d_sae, np.int64)))
@@ -82,6 +85,26 @@ def evaluate_saes(cache: Cache, layer: int, folders: Sequence[Path], device: str
         for number, candidate in zip(numbers, candidates, strict=True):
             results[number] = _write(cache, layer, rows, groups, group, inputs, candidate, int(kept.sum()))
     return [results[number] for number in range(len(folders))]
+
+
+def check_files(folder: Path, run: dict[str, Any]) -> None:
+    """Compare an SAE's files with the digests that its run.json has of them.
+
+    Raises:
+        CorruptError: one differs. StorageError: one is not there.
+    """
+    for name, digest in run["files"].items():
+        if not (folder / name).exists():
+            raise StorageError(f"{folder / name} is missing. Train it again: --fresh")
+        if file_digest(folder / name) != digest:
+            raise CorruptError(f"{folder / name} is damaged: its xxh3 is not the one in {RUN}. Train it again: --fresh")
+
+
+def not_evaluated(cache: Cache, layer: int, folders: Sequence[Path]) -> list[Path]:
+    """Those SAEs whose eval.json is missing, or was made on another number of held-out rows than are there now."""
+    num_rows = len(cache.rows(layer=layer, split="held_out"))
+    return [folder for folder in folders if not (folder / EVAL).exists()
+            or json.loads((folder / EVAL).read_text(encoding="utf-8"))["num_rows"] != num_rows]
 
 
 def _stream(cache: Cache, layer: int, rows: Ints, group: Ints, kept: "np.ndarray[Any, np.dtype[np.bool_]]",

@@ -132,7 +132,11 @@ def training_mask(cache: Cache, layer: int, policy: TokenPolicy, units: Sequence
 
 
 def only_types(cache: Cache, mask: npt.NDArray[np.bool_], names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
-    """Those rows of a mask [num_rows] that have one of these type bits; all of them where none is named."""
+    """Those rows of a mask that have one of these type bits; all of them where none is named.
+
+    A mask that is filled up to whole blocks comes back as [num_rows].
+    """
+    mask = mask[: cache.num_rows]
     return mask & ((cache.token_type & _bits(names)) != 0) if names else mask
 
 

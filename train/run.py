@@ -1,6 +1,7 @@
 """The loop: several SAEs share every batch of one layer. Killed at any time, the same command goes on."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from shared.cache import Cache
 from shared.digests import file_digest
+from shared.errors import RecipeError
 from shared.progress import Progress
 from shared.provenance import versions
 from shared.sealed_json import write_sealed
@@ -96,7 +98,9 @@ class SetRun:
         self.statistics = measure(cache, facts.layer, self.batches.order, self.train_config.centre,
                                   self.train_config.scale)
         self.on_device = InputStatistics(self.statistics.centre.to(device), self.statistics.scale)
-        self.trainers = [self._trainer(number) for number in range(len(facts.saes))]
+        # A member may have been finished meanwhile, in a set of its own.
+        self.trainers = [self._trainer(number) for number, member in enumerate(facts.saes)
+                         if not (folder / member.name / RUN).exists()]
         resumed = checkpoint.load_newest(self.set_folder)
         self.start = 0
         if resumed is not None:
@@ -160,6 +164,9 @@ class SetRun:
         shown: dict[str, float] = {}
         for trainer, log in zip(self.trainers, self.logs, strict=True):
             figures = trainer.figures(step)
+            if not math.isfinite(figures["loss"]):
+                raise RecipeError(f"{trainer.name} diverged: its loss is not finite at step {step + 1:,}. Take a lower "
+                                  f"learning rate than {trainer.lr:.2g}: --set sae.lr={trainer.lr / 3:.1g}")
             log.write({"step": step + 1, "tokens": (step + 1) * self.train_config.batch_size,
                        **figures, "tokens_per_second": rate})
             shown = shown or {"loss": figures["loss"], "l0": figures["l0"], "ev": figures["explained_variance"]}

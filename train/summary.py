@@ -10,6 +10,14 @@ _SUBSETS = ("content", "policy", "all_without_first", "special", "special_withou
 _HEADINGS = ("rows", "expl.\nvariance", "l0", "mse", "log2\nmse_paper")
 
 
+def summary_console() -> Console:
+    """The terminal; a log, which has no width of its own, is wide enough for several SAEs."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # rich would cut the columns at 80
+    return console
+
+
 def print_summary(evaluations: Sequence[dict[str, Any]], console: Console) -> None:
     """Print what eval.json of some SAEs of one layer says, held-out rows throughout. 80 columns are enough."""
     first = evaluations[0]
@@ -48,8 +56,9 @@ def _print_classes(evaluations: Sequence[dict[str, Any]], console: Console) -> N
                          justify="right", no_wrap=True)
     for name, figures in evaluations[0]["subsets"].items():
         if name.startswith("class:"):
-            cells = [f"{_number(e['subsets'][name]['explained_variance'], '.3f')} "
-                     f"({_number(e['subsets'][name]['l0'], '.0f')})" for e in evaluations]
+            found = [evaluation["subsets"].get(name, {}) for evaluation in evaluations]
+            cells = [f"{_number(figure.get('explained_variance'), '.3f')} ({_number(figure.get('l0'), '.0f')})"
+                     for figure in found]
             table.add_row(name.removeprefix("class:"), f"{figures['num_rows']:,}", *cells)
     console.print(table)
 

@@ -197,7 +197,7 @@ def start_over(folder: Path, saes: Sequence[SAEPlan]) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a set's folder, so that two processes never train the same set.
+    """Hold a layer's folder, so that two processes never train the same SAE.
 
     Raises:
         TryAgainError: another process holds it.
@@ -208,7 +208,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TryAgainError(f"Another process trains in {folder}. Wait for it, or stop it.") from None
+            raise TryAgainError(f"Another process trains SAEs of this layer in {folder}. Wait, or stop it.") from None
         yield
     finally:
         os.close(descriptor)

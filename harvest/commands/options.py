@@ -1,6 +1,5 @@
 """The options that `harvest run` and `harvest plan` share, and what they resolve to."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,10 +9,12 @@ import click
 from harvest.config import HarvestConfig
 from harvest.device import find_device
 from harvest.job import Job, prepare
-from shared.errors import IdentityError, RecipeError
-from shared.layout import GROUP, PLAN, TMP
+from shared.errors import RecipeError
+from shared.layout import PLAN
+from shared.plan import read_plan
 from shared.recipe import find_recipe, read_recipe, read_table
 from shared.registry import MODELS
+from shared.writers import remove_cache
 
 CACHES = Path("caches")
 
@@ -57,13 +58,12 @@ def resolve(
                           "a hub id org/name or a local folder.")
     config = read_table(HarvestConfig, table, "[harvest]")
     cache = cache_path(cache_name or default_cache_name(config, recipe))
-    job = prepare(config, find_device(device))
+    there = read_plan(cache) if (cache / PLAN).exists() and not fresh else None
+    job = prepare(config, find_device(device), there)
     if fresh and cache.exists():
-        if any(cache.iterdir()) and not any((cache / name).exists() for name in (PLAN, GROUP, TMP)):
-            raise IdentityError(f"{cache} is no cache: --fresh will not remove it. Choose another one: CACHE=name")
         if not yes:
             click.confirm(f"Remove {cache} and all that is in it?", abort=True)
-        shutil.rmtree(cache)
+        remove_cache(cache)
     return job, cache
 
 

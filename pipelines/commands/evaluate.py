@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from harvest.device import find_device
 from pipelines import plots
@@ -14,7 +13,7 @@ from shared import storage
 from shared.errors import DataError
 from train.choose_cache import choose_cache
 from train.evaluate import evaluate_saes
-from train.summary import print_summary
+from train.summary import print_summary, summary_console
 from train.training_set import layer_folder
 
 TABLE = "table.md"
@@ -43,10 +42,7 @@ def evaluate(layer: int, cache_name: str | None, runs: Path, device: str) -> Non
     if not evaluate_saes(cache, layer, folders, str(find_device(device).device)):
         raise DataError(f"{cache.path} has no held-out rows of layer {layer}, so there is nothing to measure on.")
     finished = read_runs(folders)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120  # a log has no width of its own, and rich would cut the columns at 80
-    print_summary([run.evaluation for run in finished], console)
+    print_summary([run.evaluation for run in finished], summary_console())
     folder = layer_folder(runs, cache, layer)
     storage.write_file(folder / TABLE, as_markdown(finished).encode())
     plots.write_png(plots.explained_variance_l0(finished), folder / PLOT)

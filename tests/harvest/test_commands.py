@@ -1,7 +1,6 @@
 """`python -m harvest` as a user meets it: one clear line and the right exit code for what can go wrong."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -139,12 +138,6 @@ def test_an_unwritable_cache_folder(fails, tmp_path):
     assert "Cannot write" in fails(74, cache=tmp_path / "file" / "cache")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_cache_folder_without_permission(fails, tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    assert "Permission denied" in fails(74, cache=tmp_path / "locked" / "cache")
-
-
 def test_a_read_only_file_system(fails):
     prelude = (
         "import errno, shared.storage as storage\n"
@@ -158,7 +151,7 @@ def test_a_read_only_file_system(fails):
 def test_a_disk_that_is_too_small_says_what_fits(fails, base):
     line = fails(75, prelude="import shared.storage as storage\nstorage.free_bytes = lambda path: 100_000\n")
     assert "GB needed" in line
-    assert re.search(r"About \d+ tokens fit: TOKENS=", line)
+    assert re.search(r"[\d,]+ training tokens fit: TOKENS=\d+", line)
     assert not list(Path(base["--cache"]).glob("commits/*/*.json"))
 
 

@@ -42,7 +42,7 @@ def test_a_chat_gives_the_rows_of_the_cache(demo, llama):
     keys = cache.array("conversations/key").read()
     data = Path(cache.path).parents[1] / "chats.jsonl"
     compared = 0
-    for line in data.read_text().splitlines()[:12]:
+    for line in data.read_text().splitlines():
         messages = json.loads(line)["messages"]
         found = np.flatnonzero(keys == np.uint64(parse_row({"messages": messages}, "").key))
         rows = np.arange(*cache.conversation_offset[found[0] : found[0] + 2]) if len(found) else []
@@ -54,7 +54,9 @@ def test_a_chat_gives_the_rows_of_the_cache(demo, llama):
         error = np.linalg.norm(chat.x.numpy() - expected, axis=1) / np.linalg.norm(expected, axis=1)
         assert error.max() < 2**-8  # one step of bf16: batches of other lengths round differently
         compared += 1
-    assert compared >= 3
+        if compared == 5:
+            return
+    pytest.fail(f"only {compared} of the chats are in the cache")
 
 
 def _names(cache, rows):

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import click
 import torch
-from rich.console import Console
 
 from shared.errors import RecipeError
 from shared.layout import PLAN
 from shared.recipe import find_recipe, read_recipe
 from train.choose_cache import CACHES, choose_cache
 from train.config import plan_saes, read_train_config, sae_tables
-from train.evaluate import EVAL, evaluate_saes
+from train.evaluate import EVAL, evaluate_saes, not_evaluated
 from train.run import train_saes
-from train.summary import print_summary
+from train.summary import print_summary, summary_console
 from train.training_set import layer_folder, start_over
 
 _EPILOG = """\b
@@ -34,7 +33,7 @@ The same command again goes on where it stopped. Results are under runs/<cache>/
 @click.option("--expansion", metavar='"8 16"', help="Widths as multiples of d_model, one SAE each.")
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
               help="Folder for results.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's.")
 @click.option("--fresh", is_flag=True, help="Start over: remove what these SAEs have left. Asks first.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -66,13 +65,13 @@ def run(recipe_name: str | None, cache_name: str | None, layer: int | None, over
         start_over(folder, saes)
     folders = train_saes(cache, layer, train, saes, runs=runs, device=device,
                          say=lambda line: click.echo(line, err=True))
-    missing = [path for path in folders if not (path / EVAL).exists()]
+    missing = not_evaluated(cache, layer, folders)
     if missing and not evaluate_saes(cache, layer, missing, device):
         click.echo(f"Warning: {cache.path} has no held-out rows of layer {layer}, so there is no eval.json. Harvest "
                    "with a held-out share to get figures.", err=True)
     evaluations = [json.loads((path / EVAL).read_text(encoding="utf-8")) for path in folders if (path / EVAL).exists()]
     if evaluations:
-        print_summary(evaluations, Console())
+        print_summary(evaluations, summary_console())
     for path in folders:
         click.echo(str(path))
 
@@ -90,6 +89,13 @@ def _expansions(text: str | None) -> list[float] | None:
 
 
 def _device(name: str) -> str:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("--device cuda: torch sees no CUDA device here. Take --device cpu, or auto.")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return "cuda" if count else "cpu"
+    known = ["cpu", "cuda", *(f"cuda:{number}" for number in range(count))]
+    if name not in known or (name == "cuda" and not count):
+        raise RecipeError(f"--device {name!r}: there are {count} CUDA devices here. Take auto, cpu"
+                          + (", cuda or cuda:N." if count else "."))
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)  # streams and events are the current device's
+    return name
