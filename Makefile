@@ -86,7 +86,7 @@ check: $(READY) ## Lint and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-bench: $(READY) $(PEERS)/.ready ## Speed, as ratios with contenders interleaved in one run
+bench: $(READY) $(PEERS)/.ready ## Speed, as ratios, contenders interleaved in one run (after make demo: it reads its cache)
 	$(PY) -m benchmarks.harvest_speed
 	$(PY) -m benchmarks.harvest_memory
 	$(PY) -m benchmarks.reader_speed

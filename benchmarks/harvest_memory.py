@@ -3,7 +3,8 @@
     python -m benchmarks.harvest_memory [--layer 1]
 
 The plan is made beforehand (the same for both), and only the harvest itself is measured, as the peak
-resident set of its process.
+resident set of its process. Conversations are cut at 2,048 tokens, so that the largest batch, which memory
+does depend on, is the same for both.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main() -> None:
             cache = str(Path(folder) / "cache")
             options = ["--model", "smollm2-135m-instruct", "--layers", str(arguments.layer), "--cache", cache,
                        "--num-tokens", str(tokens), "--device", "cpu", "--set", "harvest.plan_tokens=550000",
-                       "--set", "harvest.held_out_rows=1000", "--set", "harvest.rows_per_shard=16384"]
+                       "--set", "harvest.held_out_rows=1000", "--set", "harvest.max_length=2048", "--set", "harvest.rows_per_shard=16384"]
             subprocess.run([sys.executable, "-m", "harvest", "plan", *options], check=True, stdout=subprocess.DEVNULL)
             run = subprocess.run([sys.executable, "-c", _MEASURED, "run", *options], check=True, text=True,
                                  stdout=subprocess.PIPE)

@@ -9,6 +9,7 @@ and outlier norms), centred on their own mean.
 
 import argparse
 
+import numpy as np
 import torch
 
 from benchmarks.measuring import save
@@ -42,8 +43,9 @@ def main() -> None:
     for raw in batches:
         x = inputs.apply(raw)
         pre_acts = torch.relu(x @ W_enc + b_enc)
-        cut = torch.topk(pre_acts.detach().flatten(), k * len(x), sorted=False).values.min()
-        latents = pre_acts * (pre_acts >= cut)
+        wanted = k * len(x)
+        cut = np.partition(pre_acts.detach().flatten().numpy(), -wanted)[-wanted]
+        latents = pre_acts * (pre_acts >= float(cut))
         loss = (x - latents @ W_dec - b_dec).square().sum(1).mean()
         adam.zero_grad()
         loss.backward()

@@ -3,6 +3,8 @@
 The only door to ``transformers``. Model code from a repository is never run.
 """
 
+import contextlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,7 +95,8 @@ def _embedded_folder() -> Path:
         return folder
     gguf = embedded.find_gguf()
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar is for a file that takes three seconds
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except ImportError as error:
         raise RecipeError(f"Reading the embedded model needs gguf and accelerate ({_first_line(error)}). "
                           "Run: make setup") from None
