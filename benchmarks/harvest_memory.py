@@ -37,7 +37,8 @@ def main() -> None:
             cache = str(Path(folder) / "cache")
             options = ["--model", "smollm2-135m-instruct", "--layers", str(arguments.layer), "--cache", cache,
                        "--num-tokens", str(tokens), "--device", "cpu", "--set", "harvest.plan_tokens=550000",
-                       "--set", "harvest.held_out_rows=1000", "--set", "harvest.max_length=2048", "--set", "harvest.rows_per_shard=16384"]
+                       "--set", "harvest.held_out_rows=1000", "--set", "harvest.max_length=2048",
+                       "--set", "harvest.rows_per_shard=16384"]
             subprocess.run([sys.executable, "-m", "harvest", "plan", *options], check=True, stdout=subprocess.DEVNULL)
             run = subprocess.run([sys.executable, "-c", _MEASURED, "run", *options], check=True, text=True,
                                  stdout=subprocess.PIPE)
