@@ -9,7 +9,7 @@ CACHE     ?=
 EXPANSION ?=
 RECIPE    ?=
 SET       ?=
-WORKERS   ?= 1
+WORKERS   ?=
 DEVICE    ?= auto
 
 # PYTHON may name an existing environment (one with its own CUDA torch): it is used as it is.
@@ -27,14 +27,14 @@ common = $(if $(CACHE),--cache "$(CACHE)") $(if $(RECIPE),--recipe "$(RECIPE)") 
 
 .DEFAULT_GOAL := help
 # harvest, train and tests are folders too: without .PHONY, make calls them up to date.
-.PHONY: help setup demo harvest train evaluate test test-system check bench gpu-check clean
+.PHONY: help setup demo harvest train evaluate test test-system test-crash check bench gpu-check clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo "Variables:"
 	@echo "  MODEL      alias (llama3.2-3b-instruct, ...), hub id org/name, or local folder"
-	@echo "  DATA       JSONL file of {\"messages\": [{\"role\", \"content\"}, ...]}, alias or hub id; default: the model's"
+	@echo "  DATA       chats: file, folder or pattern (JSONL, Parquet, Arrow), alias or hub id; default: the model's"
 	@echo "  TOKENS     training tokens to harvest; a larger number later goes on from there"
 	@echo "  LAYER      decoder layer to train on, 0-based"
 	@echo "  CACHE      name under caches/, or a path (on scratch, say)"
@@ -42,7 +42,7 @@ help: ## This list
 	@echo "  RECIPE     recipe of pipelines/recipes, or a .toml file"
 	@echo "  SET        overrides: SET=\"train.lr=1e-3 sae.k=64\""
 	@echo "  DEVICE     auto, cpu, cuda or cuda:N"
-	@echo "  WORKERS    harvest processes; 1 for now"
+	@echo "  WORKERS    harvest processes that share the work; default: one for every visible GPU"
 	@echo "  PYTHON     interpreter for .venv, or an existing environment to use as it is"
 
 setup: $(READY) ## Make .venv with everything that demo and test need (done on demand)
@@ -59,9 +59,8 @@ demo: $(READY) ## A real run, offline: 200,000 tokens of SmolLM2-135M-Instruct, 
 	$(PY) -m pipelines demo $(common)
 
 harvest: $(READY) ## Conversations -> cache: make harvest MODEL=llama3.2-3b-instruct
-	$(if $(filter-out 1,$(WORKERS)),$(error WORKERS=$(WORKERS): this version harvests with one process. Use WORKERS=1))
 	$(PY) -m harvest run $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--dataset "$(DATA)") \
-	    $(if $(TOKENS),--num-tokens $(TOKENS)) $(common)
+	    $(if $(TOKENS),--num-tokens $(TOKENS)) $(if $(WORKERS),--workers $(WORKERS)) $(common)
 
 train: $(READY) ## Cache -> SAEs of one layer: make train LAYER=12
 	$(if $(LAYER)$(RECIPE),,$(error LAYER is not set. For example: make train LAYER=12))
@@ -72,10 +71,13 @@ evaluate: $(READY) ## Repeat the held-out metrics of a layer's SAEs: make evalua
 	$(PY) -m pipelines evaluate --layer $(LAYER) $(if $(CACHE),--cache "$(CACHE)") --device $(DEVICE)
 
 test: $(READY) ## Unit, contract and end-to-end tests; pip packages alone
-	$(PY) -m pytest -q -m "not gpu and not system" tests
+	$(PY) -m pytest -q -m "not gpu and not system and not crash" tests
 
-test-system: $(READY) $(PEERS)/.ready ## Tests against real peers, installed in an environment of their own
-	SAE_LENS_PYTHON=$(PEERS)/bin/python $(PY) -m pytest -q -m system tests
+test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a fifth of the crash suite; says what it could not run
+	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.2 $(PY) -m pytest -q -m "system or crash" tests
+
+test-crash: $(READY) ## The whole crash-consistency suite, most of an hour; writes docs/reliability.md
+	GRANARY_CRASH_SHARE=1 GRANARY_CRASH_REPORT=docs/reliability.md $(PY) -m pytest -q -m crash tests/crash
 
 $(PEERS)/.ready: benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)
@@ -90,6 +92,8 @@ bench: $(READY) $(PEERS)/.ready ## Speed, as ratios, contenders interleaved in o
 	$(PY) -m benchmarks.harvest_speed
 	$(PY) -m benchmarks.harvest_memory
 	$(PY) -m benchmarks.reader_speed
+	$(PY) -m benchmarks.cache_checks
+	$(PY) -m benchmarks.cache_tiers
 	$(PY) -m benchmarks.train_step --peers $(PEERS)/bin/python
 
 gpu-check: $(READY) ## On a CUDA machine: GPU tests, then the benchmarks of harvest and train

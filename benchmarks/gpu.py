@@ -25,8 +25,9 @@ from harvest.model import cut_model
 from harvest.unit_writer import UnitWriter
 from harvest.units import Piece, fill, make_batches
 from shared import storage
-from shared.layout import Geometry
-from shared.writers import writer_folder
+from shared.format.layout import Geometry
+from shared.writing.claims import Work
+from shared.writing.writers import writer_folder
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
 from train.config import TrainConfig
@@ -78,7 +79,7 @@ def harvest_speed(device: torch.device, sizes: dict[str, Any]) -> dict[str, floa
         with tempfile.TemporaryDirectory() as folder, writer_folder(Path(folder)) as writer:
             storage.make_folder(Path(folder) / "activations.zarr")
             output = UnitWriter(Path(folder), geometry, "0" * 32, "benchmark", [sizes["layer"]], writer, "keep")
-            output.begin(0)
+            output.begin(Work(0))
             for batch, tokens in zip(batches, ids, strict=True):
                 for captured in forward.run(batch, tokens):
                     output.put(captured)

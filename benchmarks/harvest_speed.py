@@ -27,10 +27,11 @@ from harvest.model import load_model
 from harvest.opening import open_pass, open_plan
 from harvest.run import fill
 from harvest.units import UnitReader
-from shared.cache import open_cache
-from shared.layout import COMMITS, GROUP
-from shared.plan import Plan
-from shared.writers import writer_folder
+from shared.format.layout import COMMITS, GROUP
+from shared.format.plan import Plan
+from shared.reading.cache import open_cache
+from shared.writing.claims import Work
+from shared.writing.writers import writer_folder
 
 
 def main() -> None:
@@ -52,7 +53,9 @@ def measure(cache: Path, layer: int, tokens: int, rounds: int) -> dict[str, obje
     plan = open_plan(job, cache)
     cpu = torch.device("cpu")
     forward = Forward(load_model(job.model, layer, "float32", "sdpa", cpu), [layer], cpu)
-    full = AutoModelForCausalLM.from_pretrained(job.model.folder, dtype=torch.float32)
+    full = AutoModelForCausalLM.from_pretrained(
+        job.model.folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     reader = UnitReader(open_cache(cache))
     rows = plan.geometry.unit_rows(0)
     pieces = [piece for batch in reader.batches(0) for piece in batch]
@@ -86,7 +89,7 @@ def harvest_unit(job: Job, cache: Path, plan: Plan, forward: Forward) -> None:
     for folder in (COMMITS, f"{GROUP}/layers"):
         shutil.rmtree(cache / folder, ignore_errors=True)
     with writer_folder(cache) as writer:
-        fill(cache, plan, open_pass(job, cache, plan.geometry, writer), [0], forward, job.device, writer)
+        fill(cache, plan, open_pass(job, cache, plan.geometry, writer), [Work(0)], forward, job.device, writer)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import save
-from shared.cache import open_cache
+from shared.reading.cache import open_cache
 from train.batches import Batches
 from train.policy import TokenPolicy, keeps, median_norm, only_types
 from train.statistics import measure

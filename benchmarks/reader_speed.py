@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measuring import median_ratio, save
-from shared.cache import open_cache
-from shared.layout import BLOCK_ROWS, GROUP, shard_file
+from shared.format.layout import BLOCK_ROWS, GROUP, shard_file
+from shared.reading.cache import open_cache
 
 _PIECE = 8 << 20
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import median_ratio, save
-from shared.cache import Cache, open_cache
+from shared.reading.cache import Cache, open_cache
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
 from train.batches import Batches
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=4608)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=1024)
-    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=40)
     parser.add_argument("--lr", type=float, default=3e-3)
     arguments = parser.parse_args()
     num_steps = arguments.turns * STEPS_A_TURN
@@ -72,9 +72,7 @@ class Ours:
         self._train = torch.from_numpy(np.load(folder / "train.npy")).split(config["batch_size"])
         self._held_out = torch.from_numpy(np.load(folder / "held_out.npy"))
         architecture = ARCHITECTURES["topk"]
-        # The small encoder at the start is sae-lens's too; over so few steps it is worth 0.01 of explained variance.
-        fields = {"d_sae": config["d_sae"], "k": config["k"], "encoder_scale": 0.1}
-        table = architecture.Config.model_validate(fields)
+        table = architecture.Config.model_validate({"d_sae": config["d_sae"], "k": config["k"]})
         sae = architecture(table, self._held_out.shape[1], RunLength(config["num_steps"], config["batch_size"]))
         schedule = TrainConfig(warmup_share=0.05, decay_share=0.2)
         self._trainer = Trainer("ours", sae, config["lr"], schedule, torch.device("cpu"))

@@ -3,13 +3,37 @@
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
+from harvest.conversation import ROLES
 from harvest.template import ControlPolicy
-from shared.layout import BLOCK_ROWS, ROWS_PER_SHARD
+from shared.format.layout import BLOCK_ROWS, ROWS_PER_SHARD
 from shared.recipe import Table
 
 DEFAULT_DATE = "26 Jul 2024"
+
+
+LayoutName = Literal["messages", "messages-json", "conversations", "conversation", "prompt-response", "text"]
+"""The names of `harvest.layouts.LAYOUTS`."""
+
+
+class MixturePart(Table):
+    """A ``[[harvest.mixture]]`` table: one data set of a mixture, in the keys of `HarvestConfig`'s ``dataset``."""
+
+    dataset: str = Field(min_length=1)
+    """Alias, hub id, file, folder or pattern."""
+    weight: float = Field(1.0, gt=0, le=1)
+    """Share of its conversations that is taken, by hash: 0.25 takes a quarter of them."""
+    seed: int = 0
+    """Seed of that hash: another seed takes others."""
+    config: str | None = None
+    """Configuration (subset) of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    layout: LayoutName | None = None
+    """How its rows hold conversations. Default: as its first row says."""
 
 
 class HarvestConfig(Table):
@@ -19,12 +43,26 @@ class HarvestConfig(Table):
     """Alias of the registry, hub id "org/name", or a local folder with config.json and safetensors."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; resolved to a commit at first use and kept in the plan."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model. Needs ``revision`` with the commit (40 hex digits) of that code."""
     dataset: str | None = None
-    """Alias, hub id, or a JSONL file of {"messages": [{"role", "content"}, ...]}. Default: the model's."""
+    """Alias, hub id, or local data: a file, a folder or a pattern of files ("chats/*.jsonl.gz"). Default: the model's.
+
+    Files are JSONL or text (also .gz, .bz2, .xz, .zst), Parquet or Arrow. Aliases stand in harvest/known_datasets.py.
+    """
     dataset_revision: str | None = None
     """Branch, tag or commit of a hub data set; resolved like revision."""
     dataset_split: str = "train"
     """Split of a hub data set."""
+    dataset_config: str | None = None
+    """Configuration (subset) of a hub data set. Default: the alias's, or the only one."""
+    dataset_layout: LayoutName | None = None
+    """How rows hold conversations, a name of harvest/layouts.py. Default: the alias's, or as the first row says."""
+    mixture: list[MixturePart] | None = Field(None, min_length=1)
+    """Several data sets instead of one, as [[harvest.mixture]] tables; see `MixturePart`."""
+    roles: list[str] = Field(list(ROLES), min_length=1)
+    """Roles that a conversation may have. A row with another is skipped and counted (unknown_role), as are rows with
+    tools (has_tools) and with pictures or sound (has_media): without them it would be another conversation."""
     layers: list[int] | None = Field(None, min_length=1)
     """Decoder layers, 0-based. Default: the registry's, else those at 1/4, 1/2 and 3/4 of the depth."""
     num_tokens: int | None = Field(None, gt=0)
@@ -62,3 +100,12 @@ class HarvestConfig(Table):
         if layers is not None and any(layer < 0 for layer in layers):
             raise ValueError("layers are numbered from 0")
         return sorted(set(layers)) if layers else layers
+
+    @field_validator("mixture")
+    @classmethod
+    def _mixture_is_instead_of_a_data_set(
+        cls, mixture: list[MixturePart] | None, info: ValidationInfo
+    ) -> list[MixturePart] | None:
+        if mixture and info.data.get("dataset"):
+            raise ValueError("A mixture takes the place of dataset: give one of them")
+        return mixture

@@ -1,12 +1,16 @@
 """One typed model of a conversation, and how a raw row becomes one or is skipped with a reason."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import xxhash
 
+from harvest.layouts import LAYOUTS, MEDIA_COLUMNS, TOOL_COLUMNS, messages_of
 from shared.digests import canonical_json
+
+ROLES = ("system", "user", "assistant")
+"""Roles that a conversation may have, unless the recipe says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Conversation:
     messages: tuple[Message, ...]
     place: str
     """Where it was read, for messages about it: "my.jsonl:17"."""
+    source: int = 0
+    """Number of its data set in a mixture."""
 
     @property
     def key(self) -> int:
@@ -46,28 +52,52 @@ class Skipped:
     detail: str = ""
 
 
-def parse_row(row: object, place: str) -> Conversation | Skipped:
-    """A row with ``messages``, a list of ``{"role": str, "content": str}``, as a conversation."""
+def parse_row(
+    row: object, place: str, layout: str = "messages", roles: Collection[str] | None = None
+) -> Conversation | Skipped:
+    """A row as a conversation, or why it is none.
+
+    A row that needs more than text is skipped whole: with tools ("has_tools"), with pictures or sound
+    ("has_media"), with a role that is not asked for ("unknown_role"). To leave those parts out would make another
+    conversation of it.
+
+    Args:
+        layout: of `harvest.layouts.LAYOUTS`.
+        roles: those a conversation may have; None for any.
+    """
     if not isinstance(row, Mapping):
         return Skipped(place, "not_an_object", f"expected an object with messages; got {type(row).__name__}")
-    messages = row.get("messages")
+    try:
+        messages = messages_of(row, layout)
+    except (ValueError, RecursionError) as error:
+        return Skipped(place, "not_json", f"messages: {str(error)[:200]}")
     if not isinstance(messages, list) or not messages:
-        return Skipped(place, "no_messages", f"messages must be a list that is not empty; keys: {list(row)[:8]}")
+        wanted = " and ".join(LAYOUTS[layout].columns)
+        return Skipped(place, "no_messages", f"{wanted} must be a list that is not empty; keys: {list(row)[:8]}")
+    for reason, columns in (("has_tools", TOOL_COLUMNS), ("has_media", MEDIA_COLUMNS)):
+        if found := [column for column in columns if _is_set(row.get(column))]:
+            return Skipped(place, reason, f"the row has {found[0]}")
     parsed = []
     for number, message in enumerate(messages):
-        problem = _problem(message)
+        problem = _problem(message, roles)
         if problem:
             return Skipped(place, problem[0], f"message {number}: {problem[1]}")
         parsed.append(Message(message["role"], message["content"]))
     return Conversation(tuple(parsed), place)
 
 
-def _problem(message: Any) -> tuple[str, str] | None:
+def _problem(message: Any, roles: Collection[str] | None) -> tuple[str, str] | None:
     if not isinstance(message, Mapping):
         return "bad_message", f"expected an object; got {type(message).__name__}"
+    if found := [key for key in ("tool_calls", "function_call") if _is_set(message.get(key))]:
+        return "has_tools", f"it has {found[0]}"
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role or not role.replace("_", "").isalnum():
-        return "bad_role", f"expected a role like 'user'; got {role!r}"
+        return "bad_role", f"expected a role like 'user'; got {str(role)[:80]!r}"
+    if roles is not None and role not in roles:
+        return "unknown_role", f"expected one of {', '.join(roles)}; got {role[:80]!r}"
+    if isinstance(content, list) and any(_is_media(part) for part in content):
+        return "has_media", "its content has parts that are no text"
     if not isinstance(content, str):
         return "bad_content", f"expected a string; got {type(content).__name__}"
     try:
@@ -75,3 +105,12 @@ def _problem(message: Any) -> tuple[str, str] | None:
     except UnicodeEncodeError:
         return "bad_unicode", "the content has a lone surrogate"
     return None
+
+
+def _is_set(value: object) -> bool:
+    """Whether a column or key says anything: data sets fill what they have not with null, [] or "[]"."""
+    return value is not None and value not in ("", "[]", "{}", "null") and value != [] and value != {}
+
+
+def _is_media(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") not in {None, "text"}

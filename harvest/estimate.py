@@ -1,5 +1,6 @@
 """What a harvest will need, known before it starts: units, bytes, time."""
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,18 @@ import torch
 from harvest.job import Job
 from harvest.model import load_model
 from shared import storage
-from shared.commits import read_records
 from shared.errors import TryAgainError
-from shared.plan import Pass, Plan
+from shared.format.commits import read_records
+from shared.format.layout import TMP, Geometry
+from shared.format.plan import Pass, Plan, read_passes
+
+_RECORD_BYTES = 64 << 10
+"""Room for a unit's record, block checksums, folders, and what the file system rounds up: generous, and little."""
+
+
+def room_for(geometry: Geometry, unit: int, num_layers: int) -> int:
+    """Bytes that must be free for a unit to be sure to fit: its data files, and some for what goes with them."""
+    return geometry.unit_bytes(unit, num_layers) + _RECORD_BYTES
 
 
 def missing_units(plan: Plan, pass_: Pass, cache: Path, num_tokens: int) -> list[int]:
@@ -29,8 +39,8 @@ def check_space(plan: Plan, units: list[int], num_layers: int, cache: Path) -> N
         TryAgainError: with the bytes needed and free, and the largest number of tokens that fits.
     """
     geometry = plan.geometry
-    needed = sum(geometry.unit_bytes(unit, num_layers) for unit in units)
-    free = storage.free_bytes(cache)
+    needed = sum(room_for(geometry, unit, num_layers) for unit in units)
+    free = storage.free_bytes(cache) + _set_aside(plan, units, num_layers, cache)
     if needed > free:
         fits = tokens_that_fit(plan, set(units), num_layers, free)
         raise TryAgainError(
@@ -40,6 +50,16 @@ def check_space(plan: Plan, units: list[int], num_layers: int, cache: Path) -> N
         )
 
 
+def _set_aside(plan: Plan, units: list[int], num_layers: int, cache: Path) -> int:
+    """Bytes of ``units`` that other writers have on the disk already, as temporaries."""
+    taken = 0
+    for unit in units:
+        with contextlib.suppress(OSError):  # committed meanwhile
+            files = [path.stat().st_blocks * 512 for path in (cache / TMP).glob(f"*/unit-{unit:06d}/*")]
+            taken += min(sum(files), room_for(plan.geometry, unit, num_layers))
+    return taken
+
+
 def tokens_that_fit(plan: Plan, missing: set[int], num_layers: int, free: int) -> int:
     """The most training tokens whose units fit in ``free`` bytes, held-out units first; 0 if those alone do not."""
     geometry = plan.geometry
@@ -47,7 +67,7 @@ def tokens_that_fit(plan: Plan, missing: set[int], num_layers: int, free: int) -
     num_held_out_units = sum(geometry.unit_rows(unit).stop > geometry.num_train_rows for unit in order)
     used = tokens = 0
     for number, unit in enumerate(order):
-        used += geometry.unit_bytes(unit, num_layers) if unit in missing else 0
+        used += room_for(geometry, unit, num_layers) if unit in missing else 0
         if used > free:
             return tokens if number >= num_held_out_units else 0
         tokens += geometry.train_rows_of(unit)
@@ -76,7 +96,7 @@ class Estimate:
 def estimate(job: Job, plan: Plan, cache: Path) -> Estimate:
     """What is left to do for this job's tokens, and what it costs."""
     geometry = plan.geometry
-    units = missing_units(plan, job.pass_(), cache, job.num_tokens)
+    units = missing_units(plan, job.pass_(read_passes(cache).values()), cache, job.num_tokens)
     return Estimate(
         units=units,
         num_rows=sum(len(geometry.unit_rows(unit)) for unit in units),

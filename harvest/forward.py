@@ -12,6 +12,9 @@ from harvest.model import CutModel
 from harvest.units import Piece
 from shared.errors import RecipeError
 
+_EXPONENT = 0x7F80
+"""The exponent bits of a bfloat16."""
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -22,6 +25,8 @@ class Captured:
     """bfloat16 ``[kept rows, d_model]`` a layer, piece after piece."""
     norms: dict[int, torch.Tensor]
     """float32 ``[kept rows]`` a layer: L2 norm of the bf16 row."""
+    nonfinite: dict[int, torch.Tensor]
+    """bool ``[kept rows]`` a layer: whether the bf16 row holds a NaN or an infinity."""
     copied: "torch.cuda.Event | None" = None
     """Done when the asynchronous copies are."""
 
@@ -88,17 +93,28 @@ class Forward:
         self._model(input_ids=tokens.to(self._device, non_blocking=True), use_cache=False)
         kept = torch.from_numpy(_kept_slots(batch, ids.shape[1]))
         kept = kept.to(self._device, non_blocking=True)
-        rows, norms = {}, {}
+        rows, norms, nonfinite = {}, {}, {}
         for layer in self._layers:
             hidden = self._outputs.pop(layer)
             stored = hidden.reshape(-1, hidden.shape[-1])[kept].to(torch.bfloat16)
             norms[layer] = _to_cpu(torch.linalg.vector_norm(stored, dim=1, dtype=torch.float32), is_cuda)
+            nonfinite[layer] = _to_cpu(nonfinite_rows(stored), is_cuda)
             rows[layer] = _to_cpu(stored, is_cuda)
         copied = None
         if is_cuda:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(torch.cuda.current_stream(self._device))  # the default is the current device's stream
-        return Captured(batch, rows, norms, copied)
+        return Captured(batch, rows, norms, nonfinite, copied)
+
+
+def nonfinite_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Which bf16 rows ``[num_rows, d_model]`` hold a NaN or an infinity: bool ``[num_rows]``.
+
+    Exact, by the bits: all eight exponent bits are set in these values and in no others. The norm would not
+    do: it overflows for finite rows above 1.8e19 per dimension.
+    """
+    exponents = rows.view(torch.int16).bitwise_and(_EXPONENT)
+    return exponents.amax(dim=1) == _EXPONENT
 
 
 def _kept_slots(batch: Sequence[Piece], width: int) -> npt.NDArray[np.int64]:

@@ -40,7 +40,10 @@ def hub_errors(repo: str, repo_type: RepoType) -> Iterator[None]:
             "for a private one log in with: hf auth login"
         ) from None
     except errors.RevisionNotFoundError as error:
-        raise RecipeError(f"{repo!r} has no such revision: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"{repo!r} has no such revision: {reason} Those there are stand at {page}.") from None
+    except errors.HFValidationError as error:
+        raise RecipeError(f"{repo!r} is no hub id: {str(error).splitlines()[0]} Expected org/name.") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             with storage.translate_errors(Path(error.filename or repo)):
@@ -99,7 +102,8 @@ def _cached_commit(repo: str, revision: str, repo_type: RepoType) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else None
 
 
-def download_model(repo: str, commit: str) -> Path:
-    """A model's config, tokenizer and safetensors as a local folder; never code, never pickles."""
+def download_model(repo: str, commit: str, with_code: bool = False) -> Path:
+    """A model's config, tokenizer and safetensors as a local folder; never pickles, its code only where asked."""
+    patterns = [*_MODEL_FILES, "*.py"] if with_code else _MODEL_FILES
     with hub_errors(repo, "model"):
-        return Path(huggingface_hub.snapshot_download(repo, revision=commit, allow_patterns=_MODEL_FILES))
+        return Path(huggingface_hub.snapshot_download(repo, revision=commit, allow_patterns=patterns))

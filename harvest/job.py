@@ -1,16 +1,22 @@
 """A harvest whose names are resolved: the model on disk, the data set found, every size decided."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from harvest.config import HarvestConfig
 from harvest.device import Device
-from harvest.model import ModelSource, find_model, load_tokenizer
-from harvest.sources import Source, find_source
+from harvest.mixture import Mixture, find_data
+from harvest.model import ModelSource, find_model
+from harvest.sources import Source
 from harvest.template import ChatTemplate, ChatTokenizer
 from shared.errors import RecipeError
-from shared.plan import Pass, Plan
+from shared.format.plan import Pass, Plan
 from shared.registry import MODELS, ModelEntry, default_layers
+
+BATCH_BUDGET = "batch-budget"
+ALLOWED = (BATCH_BUDGET,)
+"""What may differ from a cache's plan where the user says so (--allow)."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class Job:
 
     config: HarvestConfig
     model: ModelSource
-    source: Source
+    source: Source | Mixture
     tokenizer: ChatTokenizer
     template: ChatTemplate
     d_model: int
@@ -27,6 +33,8 @@ class Job:
     layers: list[int]
     num_tokens: int
     device: Device
+    allow: frozenset[str] = frozenset()
+    """Differences from the plan that were allowed: "batch-budget"."""
 
     @property
     def plan_tokens(self) -> int | None:
@@ -35,9 +43,18 @@ class Job:
             return None
         return self.config.plan_tokens or 4 * self.num_tokens
 
-    def pass_(self) -> Pass:
-        """The pass that this job harvests."""
+    def pass_(self, there: Iterable[Pass] = ()) -> Pass:
+        """The pass that this job harvests.
+
+        Args:
+            there: the passes of the cache. A number format that the recipe leaves open is that of the pass of
+                the same layers, so that the same command goes on on another kind of device (with a warning).
+        """
         dtype = self.device.compute_dtype(self.config.compute_dtype)
+        for other in there:
+            same = (other.layers, other.attention) == (self.layers, self.config.attention)
+            if same and self.config.compute_dtype == "auto":
+                dtype = other.compute_dtype
         return Pass(layers=self.layers, compute_dtype=dtype, attention=self.config.attention)
 
     def sizes(self, plan: Plan | None) -> dict[str, Any]:
@@ -46,6 +63,8 @@ class Job:
         if plan is not None:
             there = {name: plan.identity.get(name) for name in ("plan_tokens", "rows_per_shard", "batch_tokens")}
             asked = {name: getattr(config, name) for name in there if name in named}
+            if BATCH_BUDGET in self.allow:
+                asked.pop("batch_tokens", None)
             return {**there, **asked, "shards_per_unit": plan.shards_per_unit}
         batch_tokens = config.batch_tokens or self.device.batch_tokens
         return {
@@ -54,6 +73,12 @@ class Job:
             "batch_tokens": batch_tokens,
             "shards_per_unit": shards_per_unit(config.rows_per_shard, batch_tokens, self.num_tokens),
         }
+
+    def batch_tokens(self, plan: Plan) -> int:
+        """The batch budget of this run: the plan's, or where another one is allowed the recipe's or the device's."""
+        if BATCH_BUDGET in self.allow:
+            return self.config.batch_tokens or self.device.batch_tokens
+        return plan.batch_tokens
 
 
 def shards_per_unit(rows_per_shard: int, batch_tokens: int, num_tokens: int) -> int:
@@ -65,32 +90,36 @@ def shards_per_unit(rows_per_shard: int, batch_tokens: int, num_tokens: int) -> 
     return shards
 
 
-def prepare(config: HarvestConfig, device: Device, plan: Plan | None = None) -> Job:
+def prepare(
+    config: HarvestConfig, device: Device, plan: Plan | None = None, allow: Iterable[str] = ()
+) -> Job:
     """Resolve and check everything that can be wrong before work begins.
 
     Revisions that the recipe leaves open are those of ``plan``, the plan of the cache that is there already:
     a hub's branch may have moved on since.
 
+    Args:
+        allow: what may differ from the plan, of `ALLOWED`.
+
     Raises:
-        UserError: see `find_model`, `find_source`, `load_tokenizer`, `ChatTemplate`; or a layer out of range.
+        UserError: see `find_model`, `find_data`, `ModelSource`, `ChatTemplate`; or a layer out of range.
     """
     entry = MODELS.get(config.model) or ModelEntry(config.model, ())
     kept = plan.identity if plan is not None else {}
-    model = find_model(config.model, config.revision, kept.get("model"))
+    model = find_model(config.model, config.revision, kept.get("model"), config.trust_remote_code)
     model_config = model.config().get_text_config()  # of a multimodal model, its language half
     num_layers = int(model_config.num_hidden_layers)
     layers = config.layers or list(entry.layers) or default_layers(num_layers)
     beyond = [layer for layer in layers if layer >= num_layers]
     if beyond:
-        raise RecipeError(f"Layer {beyond[0]} is out of range: {model.name} has layers 0 to {num_layers - 1}.")
-    tokenizer = load_tokenizer(model.folder)
+        raise RecipeError(f"Layer {beyond[0]} is out of range: {model.name} has layers 0 to {num_layers - 1}. Choose "
+                          "among those: --layers \"4 12\" (make: SET=harvest.layers=[4,12])")
+    tokenizer = model.tokenizer()
     template = ChatTemplate(tokenizer, config.template_variables, config.control_tokens, config.template_date)
     return Job(
         config=config,
         model=model,
-        source=find_source(
-            config.dataset or entry.dataset, config.dataset_split, config.dataset_revision, kept.get("dataset")
-        ),
+        source=find_data(config, entry.dataset, kept.get("dataset") or {}),
         tokenizer=tokenizer,
         template=template,
         d_model=int(model_config.hidden_size),
@@ -98,4 +127,5 @@ def prepare(config: HarvestConfig, device: Device, plan: Plan | None = None) -> 
         layers=layers,
         num_tokens=config.num_tokens or entry.num_tokens,
         device=device,
+        allow=frozenset(allow),
     )

@@ -1,6 +1,7 @@
 """The language model: found, loaded, and cut after the deepest layer that is wanted.
 
-The only door to ``transformers``. Model code from a repository is never run.
+The only door to ``transformers``. Python code that comes with a model is not run, unless the recipe says so for
+a hub model at one commit (``trust_remote_code``); that of a local folder never is.
 """
 
 import contextlib
@@ -18,13 +19,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from harvest import embedded
 from harvest.hub import download_model, kept_commit, resolve_commit
+from harvest.remote_code import check_pinned, check_request, explain_refusal
 from harvest.template import ChatTokenizer
-from shared.digests import file_digest, hex_digest
+from shared.digests import canonical_json, file_digest, hex_digest
 from shared.errors import RecipeError
 from shared.registry import MODELS
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+
+_NOTES = {"transformers_version", "torch_dtype", "dtype", "use_cache"}
+"""Keys of a config.json that leave the activations as they are: we say the number format ourselves."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class ModelSource:
     revision: str | None
     """Commit of a hub model; for the embedded one the package and the format it came in."""
     folder: Path
+    trust_remote_code: bool = False
+    """Run the Python code of the repository. Only for a hub model at a commit that the user has named."""
 
     def config(self) -> Any:
         """The model's configuration.
@@ -44,9 +51,37 @@ class ModelSource:
             RecipeError: the folder holds no readable config.json.
         """
         try:
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError) as error:
-            raise RecipeError(f"Cannot read the model's config in {self.folder}: {_first_line(error)}") from None
+            raise RecipeError(f"Cannot read the model's config in {self.folder}: {self._explain(error)}") from None
+
+    def tokenizer(self) -> ChatTokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            RecipeError: the folder holds none that can be read.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise RecipeError(f"Cannot read the tokenizer in {self.folder}: {self._explain(error)}") from None
+        return cast(ChatTokenizer, tokenizer)
+
+    def _explain(self, error: Exception) -> str:
+        """What transformers says; where it wants to run code that comes with the model, what to do about it."""
+        if not self.trust_remote_code and "custom code" in str(error):
+            return explain_refusal(self.revision)
+        return f"{_first_line(error)} Expected a folder as save_pretrained(...) leaves it."
+
+    def config_digest(self) -> str:
+        """xxh3-128 of what config.json says of the network, without notes that transformers leaves in it."""
+        try:
+            config = json.loads((self.folder / "config.json").read_bytes())
+            deciding = {key: value for key, value in config.items() if key not in _NOTES and not key.startswith("_")}
+            return hex_digest(canonical_json(deciding))
+        except (OSError, ValueError, AttributeError) as error:
+            raise RecipeError(f"Cannot read the model's config in {self.folder}: {_first_line(error)} Save the model "
+                              "with save_pretrained(...) again.") from None
 
     def weights_digest(self) -> str:
         """xxh3-128 over the names and digests of the weight files.
@@ -60,28 +95,37 @@ class ModelSource:
         return hex_digest("".join(f"{path.name}:{file_digest(path)}\n" for path in files).encode())
 
 
-def find_model(name: str, revision: str | None = None, kept: Mapping[str, Any] | None = None) -> ModelSource:
+def find_model(
+    name: str, revision: str | None = None, kept: Mapping[str, Any] | None = None, trust_remote_code: bool = False
+) -> ModelSource:
     """Resolve a model by alias, local folder or hub id; a hub model is downloaded.
 
     Args:
         kept: name and revision in the plan that is there; taken where ``revision`` is None and the name is the same.
+        trust_remote_code: run the model's own code; ``revision`` must then be the commit of a hub model.
 
     Raises:
-        RecipeError: unknown alias or repository, or one that is gated.
+        RecipeError: unknown alias or repository, one that is gated, or code that no commit pins.
         TryAgainError: the hub cannot be reached.
     """
+    repo = MODELS[name].repo if name in MODELS else name
+    if trust_remote_code:
+        check_request(name, revision, is_hub_model=not Path(name).is_dir() and not repo.startswith("embedded:"))
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise RecipeError(f"The folder {name!r} is no model: it has no config.json.")
+            raise RecipeError(f"The folder {name!r} is no model: it has no config.json. Save one there with "
+                              "save_pretrained(...), or give a hub id: MODEL=org/name")
         return ModelSource(Path(name).resolve().name, None, Path(name))
-    repo = MODELS[name].repo if name in MODELS else name
     if repo.startswith("embedded:"):
         return ModelSource(embedded.MODEL_NAME, embedded.MODEL_REVISION, _embedded_folder())
     if repo.count("/") != 1 or repo.startswith((".", "/")):
         known = ", ".join(MODELS)
         raise RecipeError(f"Unknown model {name!r}. Known aliases: {known}; or a hub id org/name, or a folder.")
     commit = kept_commit(repo, revision, kept) or resolve_commit(repo, revision, "model")
-    return ModelSource(repo, commit, download_model(repo, commit))
+    folder = download_model(repo, commit, with_code=trust_remote_code)
+    if trust_remote_code:
+        check_pinned(repo, folder)
+    return ModelSource(repo, commit, folder, trust_remote_code)
 
 
 def _embedded_folder() -> Path:
@@ -96,12 +140,15 @@ def _embedded_folder() -> Path:
     gguf = embedded.find_gguf()
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar is for a file that takes three seconds
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            )
     except ImportError as error:
         raise RecipeError(f"Reading the embedded model needs gguf and accelerate ({_first_line(error)}). "
                           "Run: make setup") from None
     folder.mkdir(parents=True, exist_ok=True)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
@@ -109,18 +156,6 @@ def _embedded_folder() -> Path:
     (folder / "config.partial").write_text(json.dumps(config, indent=1, sort_keys=True))
     (folder / "config.partial").rename(folder / "config.json")
     return folder
-
-
-def load_tokenizer(folder: Path) -> ChatTokenizer:
-    """The model's tokenizer.
-
-    Raises:
-        RecipeError: the folder holds none that can be read.
-    """
-    try:
-        return cast(ChatTokenizer, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"Cannot read the tokenizer in {folder}: {_first_line(error)}") from None
 
 
 def save_tokenizer(tokenizer: ChatTokenizer, folder: Path) -> None:
@@ -147,12 +182,18 @@ def load_model(
     """
     try:
         model = AutoModel.from_pretrained(
-            source.folder, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
+            source.folder, dtype=getattr(torch, dtype), attn_implementation=attention,
+            trust_remote_code=source.trust_remote_code, use_safetensors=True,
         )
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise RecipeError(f"Cannot load the model in {source.folder}: {_first_line(error)}") from None
+        raise RecipeError(f"Cannot load the model in {source.folder}: {source._explain(error)}") from None
     cut = cut_model(model, deepest_layer)
     cut.model.to(device)
+    if device.type == "cpu":
+        for parameter in cut.model.parameters():
+            # The weights are a map of the file. Read whole, one value a page, memory is at the start what it
+            # will be at the end, instead of growing as more of the vocabulary is met.
+            parameter.view(-1)[::1024].sum()
     return cut
 
 
@@ -171,7 +212,8 @@ def cut_model(model: torch.nn.Module, deepest_layer: int) -> CutModel:
     ]
     if len(found) != 1:
         kind = type(model).__name__
-        raise RecipeError(f"{kind}: expected one list of {num_layers} decoder layers; found {len(found)}.")
+        raise RecipeError(f"{kind}: expected one list of {num_layers} decoder layers; found {len(found)}. Use a "
+                          "decoder-only model that transformers knows.")
     parent, name = found[0]
     layers = getattr(parent, name)[: deepest_layer + 1]
     setattr(parent, name, layers)
@@ -179,4 +221,5 @@ def cut_model(model: torch.nn.Module, deepest_layer: int) -> CutModel:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    line = str(error).strip().splitlines()[0].strip()[:300] if str(error).strip() else type(error).__name__
+    return line if line.endswith((".", "!", "?")) else f"{line}."

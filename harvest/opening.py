@@ -2,24 +2,19 @@
 
 from pathlib import Path
 
+from harvest.identity import check_identity, make_identity, tokenizer_digest, tokenizer_files
 from harvest.job import Job
-from harvest.plan import (
-    Choice,
-    choose_conversations,
-    make_identity,
-    make_plan,
-    tokenizer_digest,
-    tokenizer_files,
-    write_plan,
-)
+from harvest.plan import Choice, choose_conversations, make_plan, write_plan
 from shared import storage
 from shared.digests import hex_digest
 from shared.errors import IdentityError
-from shared.layout import GROUP, PASSES, PLAN, TMP, Geometry
-from shared.plan import Pass, Plan, differing_fields, read_passes, read_plan
+from shared.format.identity import differences, two_columns
+from shared.format.layout import CLAIMS, GROUP, PASSES, PLAN, TMP, Geometry
+from shared.format.plan import Pass, Plan, read_passes, read_plan
+from shared.format.zarr_metadata import layer_metadata
 from shared.sealed_json import write_sealed
-from shared.writers import writer_folder
-from shared.zarr_metadata import layer_metadata
+from shared.writing.claims import only_one
+from shared.writing.writers import writer_folder
 
 
 def start_plan(job: Job) -> tuple[Plan, Choice, dict[str, bytes]]:
@@ -39,12 +34,7 @@ def check_plan(job: Job, cache: Path) -> Plan:
     plan = read_plan(cache)
     files = tokenizer_files(job.tokenizer)
     wanted = make_identity(job.config, job.model, job.source, tokenizer_digest(files), job.sizes(plan))
-    lines = differing_fields(plan.identity, wanted)
-    if lines:
-        raise IdentityError(
-            f"{cache} was made from another configuration:\n  " + "\n  ".join(lines)
-            + "\nHarvest into another cache (CACHE=name), or start this one over: --fresh"
-        )
+    check_identity(cache, plan, wanted, files)
     return plan
 
 
@@ -52,9 +42,12 @@ def open_plan(job: Job, cache: Path) -> Plan:
     """The cache's plan, written now if there is none yet."""
     if (cache / PLAN).exists():
         return check_plan(job, cache)
-    if cache.exists() and any(path.name != TMP for path in cache.iterdir()) and not (cache / GROUP).exists():
+    begun = {TMP, CLAIMS}
+    if cache.exists() and any(path.name not in begun for path in cache.iterdir()) and not (cache / GROUP).exists():
         raise IdentityError(f"{cache} is a folder with other files in it. Choose another one: CACHE=name")
-    with writer_folder(cache) as writer:
+    with writer_folder(cache) as writer, only_one(cache, writer):
+        if (cache / PLAN).exists():  # another process planned meanwhile, perhaps otherwise
+            return check_plan(job, cache)
         plan, choice, files = start_plan(job)
         return write_plan(cache, plan, choice, files, writer)
 
@@ -65,15 +58,29 @@ def open_pass(job: Job, cache: Path, geometry: Geometry, writer: str) -> Pass:
     Raises:
         IdentityError: one of its layers belongs to another pass.
     """
-    wanted = job.pass_()
+    return make_pass(job.pass_(read_passes(cache).values()), cache, geometry, writer)
+
+
+def make_pass(wanted: Pass, cache: Path, geometry: Geometry, writer: str) -> Pass:
+    """A pass of a cache, written now if it is not there yet; raises as `open_pass`."""
+    with only_one(cache, writer):
+        return _make_pass(wanted, cache, geometry, writer)
+
+
+def _make_pass(wanted: Pass, cache: Path, geometry: Geometry, writer: str) -> Pass:
     for other in read_passes(cache).values():
         if other.pass_id == wanted.pass_id:
+            if other.tier == "archive":
+                raise IdentityError(f"{cache} is an archive: nothing is harvested into it. Harvest into the cache that "
+                                    f"it was made from, or make one of it: python -m harvest expand {cache} NEW")
+            storage.fsync_folder(cache / PASSES)  # whoever wrote it may have died before it was durable
             return other
-        shared_layers = sorted(set(other.layers) & set(wanted.layers))
-        if shared_layers:
+        if set(other.layers) & set(wanted.layers):
+            old, new = (one.model_dump(exclude={"digests"}) for one in (other, wanted))
             raise IdentityError(
-                f"{cache} has layers {other.layers} in one pass ({other.compute_dtype}, {other.attention}); asked: "
-                f"{wanted.layers} ({wanted.compute_dtype}, {wanted.attention}). Ask for just those, or only others."
+                f"{cache} has layers {other.layers} in one pass over the model, made otherwise:\n"
+                + "\n".join(two_columns(differences(old, new)))
+                + "\nAsk for just those layers made that way, only for others, or use another cache: CACHE=name"
             )
     digests = {}
     for layer in wanted.layers:

@@ -5,11 +5,10 @@ but the activations. plan.json is written last and makes the plan valid.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,20 +16,20 @@ import numpy.typing as npt
 
 from harvest.config import HarvestConfig
 from harvest.conversation import Conversation, Skipped
-from harvest.model import ModelSource, save_tokenizer
-from harvest.selection import HELD_OUT_CONVERSATIONS, HELD_OUT_SHARE, Chosen, Placer, Smallest
+from harvest.mixture import Mixture
+from harvest.selection import HELD_OUT_CONVERSATIONS, Chosen, Placer, Smallest
 from harvest.sources import Source, check_skipped
-from harvest.template import ChatTemplate, ChatTokenizer, Encoded
+from harvest.template import ChatTemplate, Encoded
 from shared import storage
 from shared.digests import canonical_json, hex_digest
 from shared.errors import DataError
-from shared.layout import FORMAT, FORMAT_VERSION, GROUP, PLAN, PLAN_ARRAYS, SKIPPED, TMP, TOKENIZER, Geometry
-from shared.plan import Plan, make_cache_id
-from shared.plan_arrays import write_plan_array
+from shared.format.layout import GROUP, PLAN, PLAN_ARRAYS, SKIPPED, TMP, TOKENIZER, Geometry
+from shared.format.plan import Plan, make_cache_id
+from shared.format.plan_arrays import write_plan_array
+from shared.format.zarr_json import group_attributes
+from shared.format.zarr_metadata import plan_metadata
 from shared.progress import Progress
 from shared.sealed_json import write_sealed
-from shared.tokens import Role, TokenClass, TokenType, enum_name
-from shared.zarr_metadata import plan_metadata
 
 TRUNCATED = 1
 """Bit of ``conversations/flags``: cut at max_length."""
@@ -51,7 +50,7 @@ class Choice:
 
 
 def choose_conversations(
-    config: HarvestConfig, source: Source, template: ChatTemplate, plan_tokens: int | None
+    config: HarvestConfig, source: Source | Mixture, template: ChatTemplate, plan_tokens: int | None
 ) -> Choice:
     """Read the source and keep the conversations of the plan.
 
@@ -81,61 +80,25 @@ def choose_conversations(
                 place, is_held_out = placer.place(row.key)
                 if (held_out if is_held_out else train).may_take(place):
                     wanted.append((row, place, is_held_out))
-            for (_, place, is_held_out), encoded in zip(wanted, template.encode([w[0] for w in wanted]), strict=True):
+            for (row, place, is_held_out), encoded in zip(wanted, template.encode([w[0] for w in wanted]), strict=True):
                 if isinstance(encoded, Skipped):
                     skip(encoded)
                     continue
                 cut = encoded.cut(config.max_length)
-                item = Chosen(place, cut, source=0, truncated=len(cut) < len(encoded))
+                item = Chosen(place, cut, source=row.source, truncated=len(cut) < len(encoded))
                 (held_out if is_held_out else train).add(item)
             progress.advance(len(chunk))
     check_skipped(num_read, skipped, examples, config.max_skipped)
     choice = Choice(train.chosen(), held_out.chosen(), num_read, skipped, examples)
     if not choice.train:
-        raise DataError(f"No conversation of {source.name} is left to train on: all {num_read} are held out.")
+        raise DataError(f"No conversation of {source.name} is left to train on: all {num_read} are held out. "
+                        "Take more conversations: DATA=more.jsonl")
     return choice
 
 
-def make_identity(
-    config: HarvestConfig, model: ModelSource, source: Source, tokenizer: str, sizes: dict[str, Any]
-) -> dict[str, Any]:
-    """Everything that decides the rows of a cache, as it is hashed into the cache id."""
-    return {
-        "model": {"name": model.name, "revision": model.revision, "weights": model.weights_digest()},
-        "tokenizer": tokenizer,
-        "template_variables": config.template_variables,
-        "template_date": config.template_date.isoformat(),
-        "dataset": source.identity,
-        "order": {"kind": "fast", "separator": None, "bos": None},
-        "seed": config.seed,
-        "max_length": config.max_length,
-        "held_out": {
-            "share": HELD_OUT_SHARE,
-            "max_conversations": HELD_OUT_CONVERSATIONS,
-            "max_rows": config.held_out_rows,
-        },
-        "control_tokens": config.control_tokens,
-        **sizes,
-    }
-
-
-def tokenizer_files(tokenizer: ChatTokenizer) -> dict[str, bytes]:
-    """The files of a saved tokenizer, template included, by name."""
-    with TemporaryDirectory() as folder:
-        save_tokenizer(tokenizer, Path(folder))
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
-
-
-def tokenizer_digest(files: dict[str, bytes]) -> str:
-    """xxh3-128 of what decides token ids: the vocabulary and rules, and the chat template.
-
-    tokenizer_config.json is left out: transformers writes notes of its own into it, version by version.
-    """
-    deciding = {name: hex_digest(data) for name, data in files.items() if name != "tokenizer_config.json"}
-    return hex_digest(canonical_json(deciding))
-
-
-def make_plan(choice: Choice, source: Source, identity: dict[str, Any], d_model: int, num_layers: int) -> Plan:
+def make_plan(
+    choice: Choice, source: Source | Mixture, identity: dict[str, Any], d_model: int, num_layers: int
+) -> Plan:
     """The plan of chosen conversations, without the digests of its files."""
     num_train_rows = sum(len(item.encoded) for item in choice.train)
     num_rows = num_train_rows + sum(len(item.encoded) for item in choice.held_out)
@@ -156,7 +119,7 @@ def make_plan(choice: Choice, source: Source, identity: dict[str, Any], d_model:
         rows_per_shard=identity["rows_per_shard"],
         shards_per_unit=identity["shards_per_unit"],
         batch_tokens=identity["batch_tokens"],
-        sources=[source.name],
+        sources=source.names,
         num_read=choice.num_read,
         num_skipped=dict(choice.skipped),
         units=[(rows.start, rows.stop) for rows in map(geometry.unit_rows, range(geometry.num_units))],
@@ -171,7 +134,7 @@ def write_plan(
     temporary = cache / TMP / writer
     storage.make_folder(temporary)
     arrays = _plan_arrays([*choice.train, *choice.held_out])
-    metadata = plan_metadata(_attributes(plan), {name: len(values) for name, values in arrays.items()})
+    metadata = plan_metadata(group_attributes(plan), {name: len(values) for name, values in arrays.items()})
     digests: dict[str, str] = {}
     for name, data in [
         *((f"{GROUP}/{key}", data) for key, data in metadata.items()),
@@ -205,23 +168,6 @@ def _plan_arrays(chosen: list[Chosen]) -> dict[str, npt.NDArray[Any]]:
     }
     assert arrays.keys() == PLAN_ARRAYS.keys()
     return arrays
-
-
-def _attributes(plan: Plan) -> dict[str, Any]:
-    """Attributes of the Zarr group: what a foreign reader needs to read the numbers as words."""
-
-    def names(kind: Iterable[Any]) -> dict[str, int]:
-        return {enum_name(member): int(member) for member in kind}
-
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "cache_id": plan.cache_id,
-        "num_train_tokens": plan.num_train_rows,
-        "token_class": names(TokenClass),
-        "token_type_bits": names(TokenType),
-        "role": names(Role),
-    }
 
 
 def _chunks(rows: Iterator[Conversation | Skipped], size: int) -> Iterator[list[Conversation | Skipped]]:

@@ -1,21 +1,19 @@
-"""Where conversations come from: the embedded chats, a local JSONL file, a data set of the hub."""
+"""Where conversations come from: the embedded chats, local files, a data set of the hub."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harvest import embedded
-from harvest.conversation import Conversation, Skipped, parse_row
+from harvest.conversation import ROLES, Conversation, Skipped, parse_row
+from harvest.data_files import EXPECTED, Row, files_digest, find_files, kind_of, read_file
 from harvest.hub import kept_commit, resolve_commit
-from shared.digests import file_digest
+from harvest.known_datasets import KNOWN_DATASETS, KnownDataset
+from harvest.layouts import LAYOUTS, TEXT, detect_layout
 from shared.errors import DataError, RecipeError
 
 EMBEDDED = "chitchat"
-
-HUB_DATASETS = {"tulu-3-sft-mixture": "allenai/tulu-3-sft-mixture"}
-"""Data sets of the hub by the name a user types."""
 
 
 @dataclass(frozen=True)
@@ -24,61 +22,100 @@ class Source:
 
     name: str
     identity: dict[str, Any]
-    path: Path | None = None
-    """A local JSONL file."""
+    files: tuple[Path, ...] = ()
+    """Local files, in order."""
+    layout: str | None = None
+    """How a row holds its conversation, of `harvest.layouts.LAYOUTS`; None: as the first row says that fits one."""
+    roles: Collection[str] = ROLES
+
+    @property
+    def names(self) -> list[str]:
+        """The names that ``conversations/source`` numbers."""
+        return [self.name]
 
     def read(self) -> Iterator[Conversation | Skipped]:
-        """Conversations in the order of the source; a malformed row is `Skipped` with its reason."""
-        if self.path is not None:
-            yield from _read_jsonl(self.path)
-        elif self.name == EMBEDDED:
+        """Conversations in the order of the source; a malformed row is `Skipped` with its reason.
+
+        Raises:
+            DataError: the rows hold plain text, or a file is damaged.
+        """
+        if self.name == EMBEDDED and not self.files:
             yield from embedded.read_chats()
-        else:
+            return
+        layout = self.layout
+        for place, row in self.rows():
+            if isinstance(row, Skipped):
+                yield row
+                continue
+            layout = layout or detect_layout(row)
+            if layout == TEXT:
+                raise DataError(f"{self.name} holds plain text ({place}), not conversations. Expected rows like "
+                                f"{LAYOUTS['messages'].example}; if they stand in another column, name their layout: "
+                                "--set harvest.dataset_layout=prompt-response")
+            yield parse_row(row, place, layout or "messages", self.roles)
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of files or of a hub data set as they are, each with its place."""
+        for path in self.files:
+            yield from read_file(path)
+        if not self.files:
             from harvest.hub_dataset import stream_rows
 
-            for number, row in enumerate(stream_rows(self.name, self.identity["revision"], self.identity["split"])):
-                yield parse_row(row, f"{self.name}:{number}")
+            known = self.identity
+            rows = stream_rows(self.name, known["revision"], known["split"], known.get("config"))
+            for number, row in enumerate(rows):
+                yield f"{self.name}:{number}", row
 
 
 def find_source(
-    name: str, split: str = "train", revision: str | None = None, kept: Mapping[str, Any] | None = None
+    name: str, split: str = "train", revision: str | None = None, kept: Mapping[str, Any] | None = None, *,
+    config: str | None = None, layout: str | None = None, roles: Collection[str] = ROLES, text: bool = False,
 ) -> Source:
-    """Resolve a data set by alias, path or hub id; a hub data set's revision becomes a commit.
+    """Resolve a data set by alias, path, pattern or hub id; a hub data set's revision becomes a commit.
 
     Args:
         kept: name and revision in the plan that is there; taken where ``revision`` is None and the name is the same.
+        config: configuration (subset) of a hub data set; None: the alias's, or the only one.
+        layout: of `harvest.layouts.LAYOUTS`; None: the alias's, or as the first row says.
+        text: whether plain text will do, which has no turns and goes through no chat template.
 
     Raises:
-        RecipeError: no such file or data set.
+        RecipeError: no such file or data set, or one of plain text.
         TryAgainError: the hub cannot be reached.
     """
+    named = {"layout": layout} if layout else {}
     if name == EMBEDDED:
-        return Source(name, {"name": name, "sha256": embedded.chat_fingerprint(), "min_turns": embedded.MIN_TURNS})
-    path = Path(name)
-    if path.is_file():
-        if path.suffix not in {".jsonl", ".json"}:
-            raise RecipeError(f"Data file {name!r}: expected JSONL, one object a line with messages (role, content).")
-        return Source(path.name, {"name": path.name, "xxh3": file_digest(path)}, path)
-    repo = HUB_DATASETS.get(name, name)
-    if repo.count("/") != 1 or path.suffix in {".jsonl", ".json"} or name.startswith((".", "/")):
-        known = ", ".join([EMBEDDED, *HUB_DATASETS])
-        raise RecipeError(f"There is no data file {name!r}. Expected a JSONL file, a hub id org/name, or: {known}.")
+        fingerprint = embedded.chat_fingerprint()
+        return Source(name, {"name": name, "sha256": fingerprint, "min_turns": embedded.MIN_TURNS}, roles=roles)
+    known = KNOWN_DATASETS.get(name)
+    files = find_files(name) if known is None else None
+    layout = layout or (known.layout if known else None)
+    if files and all(kind_of(path) == "text" for path in files):
+        layout = TEXT
+    if layout == TEXT and not text:
+        raise RecipeError(f"{name!r} is plain text: it has no turns for a chat template. Expected conversations, "
+                          f"for example --dataset my.jsonl with lines of {LAYOUTS['messages'].example}")
+    if files:
+        # Text files are text by their ending alone, which their bytes do not tell.
+        named = {"layout": layout} if layout == TEXT else named
+        title = files[0].name if len(files) == 1 else (Path(name).name or Path(name).resolve().name)
+        return Source(title, {"name": title, "xxh3": files_digest(files), **named}, files, layout, roles)
+    return _hub_source(name, known, split, revision, kept, config, layout, named, roles)
+
+
+def _hub_source(
+    name: str, known: KnownDataset | None, split: str, revision: str | None, kept: Mapping[str, Any] | None,
+    config: str | None, layout: str | None, named: dict[str, str], roles: Collection[str],
+) -> Source:
+    repo = known.repo if known else name
+    if repo.count("/") != 1 or kind_of(Path(name)) or name.startswith((".", "/")):
+        aliases = ", ".join([EMBEDDED, *KNOWN_DATASETS])
+        raise RecipeError(f"There is no data file {name!r}. Expected a JSONL file (or a folder or pattern of files of "
+                          f"{EXPECTED}), a hub id org/name, or: {aliases}.")
     commit = kept_commit(repo, revision, kept) or resolve_commit(repo, revision, "dataset")
-    return Source(repo, {"name": repo, "revision": commit, "split": split})
-
-
-def _read_jsonl(path: Path) -> Iterator[Conversation | Skipped]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path.name}:{number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield Skipped(place, "not_json", str(error)[:200])
-                continue
-            yield parse_row(row, place)
+    config = config or (known.config if known else None)
+    subset = {"config": config} if config else {}
+    return Source(repo, {"name": repo, "revision": commit, "split": split, **subset, **named}, (), layout, roles)
 
 
 def check_skipped(num_read: int, skipped: dict[str, int], examples: list[Skipped], max_share: float) -> None:
@@ -92,7 +129,9 @@ def check_skipped(num_read: int, skipped: dict[str, int], examples: list[Skipped
     if num_read == 0:
         raise DataError("The data set is empty. Expected rows with messages (role, content).")
     if total == num_read:
-        raise DataError(f"None of the {num_read:,} rows can be harvested. {shown}")
+        raise DataError(f"All {num_read:,} rows are malformed, nothing can be harvested. {shown}. Expected rows of "
+                        f"{LAYOUTS['messages'].example}, or of another layout: --set harvest.dataset_layout=NAME with "
+                        f"one of {', '.join(LAYOUTS)}")
     if total > max_share * num_read:
         raise DataError(
             f"{total:,} of {num_read:,} rows are malformed ({total / num_read:.1%}, at most {max_share:.1%} allowed). "

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.tokens import Role, TokenClass
+from shared.format.tokens import Role, TokenClass
 
 ROLES = {
     "system": Role.SYSTEM,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from harvest.conversation import Conversation, Message, Skipped
 from harvest.spans import Content, Span, find_spans
 from shared.errors import RecipeError
-from shared.tokens import TokenClass, TokenType
+from shared.format.tokens import TokenClass, TokenType
 
 ControlPolicy = Literal["escape", "keep", "reject"]
 Offsets = Sequence[tuple[int, int]]
@@ -74,7 +74,8 @@ class ChatTemplate:
                 "Use the instruct variant of the model."
             )
         if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise RecipeError("The model's tokenizer has no tokenizer.json, which exact token spans need.")
+            raise RecipeError("The model's tokenizer has no tokenizer.json, which exact token spans need. "
+                              "Use a model with a fast tokenizer.")
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()

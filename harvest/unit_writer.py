@@ -13,14 +13,21 @@ import torch
 
 from harvest.forward import Captured
 from shared import storage
-from shared.commits import Record, commit
 from shared.digests import canonical_json
 from shared.errors import DataError
-from shared.layout import PROVENANCE, Geometry
+from shared.format.commits import Record, commit
+from shared.format.layout import PROVENANCE, Geometry
 from shared.provenance import versions
-from shared.shards import UnitFiles
+from shared.reading.cache import open_cache
+from shared.writing.claims import Work
+from shared.writing.shards import UnitFiles
 
 _BATCHES_WAITING = 3
+
+NONFINITE_SHARE = 0.01
+NONFINITE_ROWS = 100
+"""A unit with a larger share of rows with a NaN or an infinity at a layer, and more than so many, is an error: a model
+that computes nothing but NaN would fill a disk with them, and records with their numbers."""
 
 
 class UnitWriter:
@@ -48,9 +55,10 @@ class UnitWriter:
         self._finishing: Future[None] | None = None
         self._thread: threading.Thread | None = None
 
-    def begin(self, unit: int) -> None:
+    def begin(self, work: Work) -> None:
         """Create a unit's files, at their full size."""
-        self._files = UnitFiles(self._cache, self._geometry, unit, self._layers, self._writer)
+        self._files = UnitFiles(self._cache, self._geometry, work.unit, self._layers, self._writer)
+        self._generation = work.generation
         self._nonfinite: dict[int, list[int]] = {}
         self._started = time.monotonic()
         self._thread = threading.Thread(target=self._write_batches, args=(self._files,), daemon=True)
@@ -64,15 +72,23 @@ class UnitWriter:
     def end(self, made_with: dict[str, Any]) -> None:
         """All batches of the unit were handed over: finish and commit it in the background."""
         self._join_writer()
-        self._wait_for_commit()
+        self.wait()
         assert self._files is not None
         seconds = time.monotonic() - self._started
-        self._finishing = self._finisher.submit(self._finish, self._files, self._nonfinite, made_with, seconds)
+        self._finishing = self._finisher.submit(
+            self._finish, self._files, self._generation, self._nonfinite, made_with, seconds
+        )
         self._files = None
+
+    def wait(self) -> None:
+        """Wait for the unit that is being committed, if any."""
+        if self._finishing is not None:
+            self._finishing.result()
+            self._finishing = None
 
     def close(self) -> None:
         """Wait for the last commit."""
-        self._wait_for_commit()
+        self.wait()
         self._finisher.shutdown()
 
     def abandon(self) -> None:
@@ -102,28 +118,48 @@ class UnitWriter:
         for layer in self._layers:
             rows = captured.rows[layer].view(torch.uint16).numpy()
             norms = captured.norms[layer].numpy()
+            nonfinite = captured.nonfinite[layer].numpy()
             done = 0
             for piece in captured.pieces:
                 count = piece.stop - piece.keep
                 files.write(layer, piece.keep, rows[done : done + count], norms[done : done + count])
-                for bad in np.flatnonzero(~np.isfinite(norms[done : done + count])):
-                    self._note_nonfinite(layer, piece.keep + int(bad))
+                for bad in np.flatnonzero(nonfinite[done : done + count]):
+                    self._note_nonfinite(files, layer, piece.keep + int(bad))
                 done += count
 
-    def _note_nonfinite(self, layer: int, row: int) -> None:
+    def _note_nonfinite(self, files: UnitFiles, layer: int, row: int) -> None:
+        """List a row that holds a NaN or an infinity, or stop.
+
+        Raises:
+            DataError: the policy wants none, or there are so many that the model itself must be at fault.
+        """
+        rows = self._nonfinite.setdefault(layer, [])
+        rows.append(row)
         if self._nonfinite_policy == "error":
-            raise DataError(f"Row {row} of layer {layer} holds a NaN or an infinity. "
-                            "To keep such rows, list and skip them: --set harvest.nonfinite=keep")
-        self._nonfinite.setdefault(layer, []).append(row)
+            cache, here = open_cache(self._cache), np.array([row])
+            raise DataError(
+                f"Row {row} of layer {layer} (conversation {cache.conversation(here)[0]}, position "
+                f"{cache.position(here)[0]}, in unit {files.unit}) holds a NaN or an infinity. "
+                "To keep such rows in place, listed and skipped by readers: --set harvest.nonfinite=keep"
+            )
+        if len(rows) > max(NONFINITE_ROWS, int(NONFINITE_SHARE * len(files.rows))):
+            raise DataError(
+                f"More than {NONFINITE_SHARE:.0%} of the {len(files.rows):,} rows of unit {files.unit} hold a NaN or "
+                f"an infinity at layer {layer}, the first at row {min(rows)}: the model does not run right this way. "
+                "Try another number format or attention in a new cache: --set harvest.compute_dtype=float32, "
+                "--set harvest.attention=eager"
+            )
 
     def _finish(
-        self, files: UnitFiles, nonfinite: dict[int, list[int]], made_with: dict[str, Any], seconds: float
+        self, files: UnitFiles, generation: int, nonfinite: dict[int, list[int]], made_with: dict[str, Any],
+        seconds: float,
     ) -> None:
-        entries, blocks = files.finish(self._pass_id)
+        entries, blocks = files.finish(self._pass_id, generation)
         record = Record(
             cache_id=self._cache_id,
             pass_id=self._pass_id,
             unit=files.unit,
+            generation=generation,
             writer=self._writer,
             rows=(files.rows.start, files.rows.stop),
             files=entries,
@@ -135,11 +171,13 @@ class UnitWriter:
         files.discard()
         entry = {
             "unit": files.unit,
+            "generation": generation,
             "pass": self._pass_id,
             "writer": self._writer,
             "won": won,
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "made_with": made_with,
             "versions": versions(),
         }
         storage.append_line(self._cache / PROVENANCE, canonical_json(entry).decode())
@@ -150,11 +188,6 @@ class UnitWriter:
             self._thread.join()
             self._thread = None
         self._raise()
-
-    def _wait_for_commit(self) -> None:
-        if self._finishing is not None:
-            self._finishing.result()
-            self._finishing = None
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shared.cache import Cache
+from shared.reading.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,17 @@ def fill(batches: Sequence[Sequence[Piece]]) -> float:
 class UnitReader:
     """Reads a unit's work from a cache's plan; memory is that of one unit's token ids."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, batch_tokens: int | None = None) -> None:
+        """``batch_tokens``: padded tokens a batch, where it is not the plan's."""
         self._token_id = cache.array("tokens/token_id")
         self._sequence_offset = cache.sequence_offset
         self._cache = cache
+        self._batch_tokens = batch_tokens or cache.plan.batch_tokens
 
     def batches(self, unit: int) -> list[list[Piece]]:
-        """The batches of a unit: a pure function of the plan, so that equal bytes can be promised."""
+        """The batches of a unit: a pure function of plan and batch budget, so that equal bytes can be promised."""
         pieces = unit_pieces(self._sequence_offset, self._cache.unit_rows(unit))
-        return make_batches(pieces, self._cache.plan.batch_tokens)
+        return make_batches(pieces, self._batch_tokens)
 
     def token_ids(self, batch: Sequence[Piece]) -> npt.NDArray[np.int64]:
         """Right-padded ids ``[sequences, longest]``. Padding comes after, where a causal model never looks."""

@@ -13,11 +13,11 @@ from harvest.config import HarvestConfig
 from harvest.conversation import Conversation, Skipped, parse_row
 from harvest.device import find_device
 from harvest.forward import Forward
-from harvest.model import find_model, load_model, load_tokenizer
+from harvest.model import find_model, load_model
 from harvest.template import ChatTemplate, Encoded
 from harvest.units import Piece
 from shared.errors import DataError, RecipeError
-from shared.tokens import Role, TokenClass, enum_name
+from shared.format.tokens import Role, TokenClass, enum_name
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def run_chat(model: str, messages: Sequence[dict[str, str]], layer: int, device:
     source = find_model(config.model)
     num_layers = int(source.config().num_hidden_layers)
     if not 0 <= layer < num_layers:
-        raise RecipeError(f"Layer {layer} is out of range: {source.name} has layers 0 to {num_layers - 1}.")
-    tokenizer = load_tokenizer(source.folder)
+        raise RecipeError(f"Layer {layer} is out of range: {source.name} has layers 0 to {num_layers - 1}. Choose one "
+                          "of those.")
+    tokenizer = source.tokenizer()
     template = ChatTemplate(tokenizer, config.template_variables)
     encoded = _encode(template, parse_row({"messages": list(messages)}, "chat"))
     where = find_device(device)
@@ -68,5 +69,6 @@ def run_chat(model: str, messages: Sequence[dict[str, str]], layer: int, device:
 def _encode(template: ChatTemplate, chat: Conversation | Skipped) -> Encoded:
     encoded = template.encode([chat])[0] if isinstance(chat, Conversation) else chat
     if isinstance(encoded, Skipped):
-        raise DataError(f"This chat cannot be run: {encoded.reason} ({encoded.detail}).")
+        raise DataError(f"This chat cannot be run: {encoded.reason} ({encoded.detail}). Expected messages with a role "
+                        "and a content that the model's template takes.")
     return encoded

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pipelines.token_text import pieces, visible
-from shared.cache import Cache
-from shared.layer_rows import Rows
+from shared.format.tokens import TokenClass, enum_name
 from shared.progress import Progress
-from shared.tokens import TokenClass, enum_name
+from shared.reading.cache import Cache
+from shared.reading.layer_rows import Rows
 from train.export import ExportedSAE
 from train.policy import TokenPolicy, keeps
 

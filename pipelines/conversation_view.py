@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.token_text import pieces, visible
-from shared.cache import Cache
 from shared.errors import DataError
-from shared.layer_rows import Rows
-from shared.tokens import Role, TokenClass, enum_name
+from shared.format.tokens import Role, TokenClass, enum_name
+from shared.reading.cache import Cache
+from shared.reading.layer_rows import Rows
 
 CLASS_MEANINGS: dict[TokenClass, str] = {
     TokenClass.FIRST: "position 0 of the conversation, whatever stands there",

@@ -12,11 +12,11 @@ from harvest.run import harvest
 from pipelines.recipe import WholeRecipe
 from pipelines.report import write_report
 from shared import storage
-from shared.cache import Cache
 from shared.errors import DataError, RecipeError
-from shared.layout import PLAN
-from shared.plan import read_plan
-from shared.writers import remove_cache
+from shared.format.layout import PLAN
+from shared.format.plan import read_plan
+from shared.reading.cache import Cache
+from shared.writing.writers import remove_cache
 from train.config import SAEPlan
 from train.evaluate import evaluate_saes, not_evaluated
 from train.run import train_saes

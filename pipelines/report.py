@@ -24,9 +24,9 @@ from pipelines.conversation_view import choose_conversation, show_conversation
 from pipelines.figures_table import figure_rows
 from pipelines.runs import FinishedRun, read_runs
 from shared import storage
-from shared.cache import Cache
+from shared.format.tokens import TokenClass
 from shared.provenance import versions
-from shared.tokens import TokenClass
+from shared.reading.cache import Cache
 from train.export import load_sae
 from train.policy import TokenPolicy
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.cache import Cache
 from shared.errors import CorruptError, DataError, RecipeError, StorageError
+from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed
 from train.evaluate import EVAL
 from train.metrics_log import METRICS

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.cache import Cache
-from shared.layer_rows import Rows
+from shared.reading.cache import Cache
+from shared.reading.layer_rows import Rows
 
 _KEPT = " \N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 """Not printable by Python's rule, and yet part of words and emoji."""
@@ -31,14 +31,14 @@ class Piece:
 def pieces(cache: Cache, rows: Rows) -> list[Piece]:
     """The text of consecutive rows of one conversation, piece by piece; together they cover all rows."""
     ids = [int(number) for number in cache.token_id[np.asarray(rows, np.int64)]]
-    alone = cache.tokenizer.decode_batch([[number] for number in ids], skip_special_tokens=False)
+    alone = cache.vocabulary.decode_each(ids)
     found: list[Piece] = []
     start = 0
     while start < len(ids):
         stop, text = start + 1, alone[start]
         while _BROKEN in text and stop < min(len(ids), start + _LONGEST_CHARACTER) and _BROKEN in alone[stop]:
             stop += 1
-            text = cache.tokenizer.decode(ids[start:stop], skip_special_tokens=False)
+            text = cache.vocabulary.decode(ids[start:stop])
         if _BROKEN in text:  # no character of the text after all: show each token for itself
             stop, text = start + 1, alone[start]
         found.append(Piece(text, start, stop))

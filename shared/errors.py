@@ -2,13 +2,32 @@
 
 A message says what is wrong with the value quoted, what was expected, and what to type. It is printed
 without a traceback (``shared.terminal.run_command``); every other exception is a bug and keeps its own.
+docs/errors.md has a section for each exit code.
 """
+
+import re
+
+from shared.redaction import without_secrets
+
+_TELLS_WHAT_TO_TYPE = re.compile(r"python -m |(?<!\S)--[a-z]|\b[A-Z]+=|\bmake [a-z]")
 
 
 class UserError(Exception):
     """Something the user can mend. Its message is printed as it is; the command ends with ``exit_code``."""
 
     exit_code = 2
+
+    advice = ""
+    """What to do about errors of this class. A message that does not say so itself gets it as a note."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
+        if self.advice and not _TELLS_WHAT_TO_TYPE.search(message):
+            self.add_note(self.advice)
+
+    def told(self) -> str:
+        """The message with what to do about it, as it is printed."""
+        return "\n".join([str(self), *getattr(self, "__notes__", [])])
 
 
 class RecipeError(UserError):
@@ -27,6 +46,7 @@ class StorageError(UserError):
     """A file that could not be read or written."""
 
     exit_code = 74
+    advice = "Check the disk and your permissions, then give the same command again: what is committed is safe."
 
 
 class TryAgainError(UserError):
@@ -45,3 +65,4 @@ class CorruptError(UserError):
     """Bytes on disk that are not the bytes that were written."""
 
     exit_code = 77
+    advice = "See all damage, and what mends it: python -m harvest verify CACHE"

@@ -21,7 +21,7 @@ class Progress:
             progress.advance(512, loss=0.3)
     """
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, unit: str, done: int = 0, shown: bool = True) -> None:
         self._title = title
         self._total = total
         self._unit = unit
@@ -30,7 +30,8 @@ class Progress:
         self._figures: dict[str, float] = {}
         console = Console(stderr=True)
         self._bar: RichProgress | None = None
-        if sys.stderr.isatty():
+        self._shown = shown
+        if shown and sys.stderr.isatty():
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -51,7 +52,7 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        elif kind is None and self._done > self._done_before:
+        elif self._shown and kind is None and self._done > self._done_before:
             self._line()
 
     @property
@@ -66,7 +67,7 @@ class Progress:
         self._figures.update(figures)
         if self._bar:
             self._bar.update(self._task, completed=self._done, text=self._text())
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif self._shown and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._line()
 
     def _text(self) -> str:

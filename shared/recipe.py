@@ -59,7 +59,8 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> RawRecipe:
         try:
             recipe = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise RecipeError(f"{path} is not a readable TOML file: {error}.") from error
+            raise RecipeError(f"{path} is not a readable TOML file: {error}. Mend it; pipelines/recipes/ has "
+                              "examples.") from error
     for table in recipe:
         if table not in TABLES:
             raise RecipeError(f"{path}: unknown table [{table}].{_did_you_mean(table, TABLES)} "
@@ -101,7 +102,8 @@ def _apply(recipe: RawRecipe, override: str) -> None:
         for part in path[1:-1]:
             entry = entry.setdefault(part, {})
             if not isinstance(entry, dict):
-                raise RecipeError(f"--set {override!r}: {part} is no table; it is {entry!r}.")
+                raise RecipeError(f"--set {override!r}: {part} is no table; it is {entry!r}. "
+                                  "Expected TABLE.KEY=VALUE.")
         entry[path[-1]] = value
 
 
@@ -126,7 +128,7 @@ def _explain(problem: Any, model: type[BaseModel], where: str) -> str:
         return f"{place}: unknown key {location[-1]!r}.{_did_you_mean(location[-1], list(fields.model_fields))}"
     place = ".".join([where, *location])
     if problem["type"] == "missing":
-        return f"{place} is missing."
+        return f"{place} is missing. Put it into the recipe, or: --set {place.replace('[', '').replace(']', '')}=VALUE"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{place}: {message[0].lower() + message[1:]}; got {problem['input']!r}."
 

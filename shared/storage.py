@@ -24,6 +24,7 @@ Observer = Callable[[str, Path], None]
 Buffer = bytes | bytearray | memoryview
 
 _observer: Observer | None = None
+_durable_folders: set[Path] = set()
 _MAX_VECTORS = 512  # well under IOV_MAX (1024 on Linux)
 
 
@@ -75,14 +76,26 @@ def _gone_is_told() -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, each made durable in its own parent."""
-    if path.is_dir():
+    """Create a folder and its parents, each made durable in its own parent.
+
+    A folder that was there is made durable too, once a process: a run that was killed may have made it and
+    never got to the fsync.
+    """
+    path = path.absolute()
+    was_there = path.is_dir()
+    if was_there and path in _durable_folders:
         return
-    make_folder(path.parent)
+    if path.parent != path:
+        make_folder(path.parent)
     with translate_errors(path):
         _announce("mkdir", path)
         path.mkdir(exist_ok=True)
-    fsync_folder(path.parent)
+    try:
+        fsync_folder(path.parent)
+    except StorageError as error:
+        if not (was_there and isinstance(error.__cause__, PermissionError)):
+            raise  # a parent that we may not open was there before any of our runs
+    _durable_folders.add(path)
 
 
 def fsync_folder(path: Path) -> None:
@@ -133,8 +146,11 @@ class NewFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Read back ``size`` bytes."""
+        data = b""
         with translate_errors(self.path):
-            return os.pread(self._descriptor, size, offset)
+            while len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
+                data += more
+        return data
 
     def fsync(self) -> None:
         """Make the file's bytes durable."""
@@ -190,20 +206,27 @@ def publish(temporary: Path, path: Path) -> None:
     fsync_folder(path.parent)
 
 
-def create_if_absent(temporary: Path, path: Path) -> bool:
-    """Give a finished, fsynced file its final name unless that name is taken; say whether we won.
+def link(existing: Path, path: Path) -> bool:
+    """Give a file a second name unless that name is taken; say whether we made it.
 
-    ``link`` is the one call that creates atomically on local and network file systems alike. The temporary
-    name is removed either way.
+    ``link`` is the one call that creates atomically on local and network file systems alike.
     """
     with translate_errors(path):
         _announce("link", path)
         try:
-            os.link(temporary, path)
-            won = True
+            os.link(existing, path)
         except FileExistsError:
-            # A network file system may report failure for a link that it made: two names mean that we won.
-            won = temporary.stat().st_nlink == 2 and temporary.samefile(path)
+            # A network file system may report failure for a link that it made.
+            return path.exists() and existing.samefile(path)
+    return True
+
+
+def create_if_absent(temporary: Path, path: Path) -> bool:
+    """Give a finished, fsynced file its final name unless that name is taken; say whether we won.
+
+    The temporary name is removed either way.
+    """
+    won = link(temporary, path)
     fsync_folder(path.parent)
     remove(temporary)
     return won

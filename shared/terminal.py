@@ -1,29 +1,86 @@
 """What every command of ours has in common: one-line errors, exit codes, signals."""
 
+import errno
 import faulthandler
 import os
+import resource
+import shlex
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Self
+from typing import NoReturn, Self
 
-from shared.errors import UserError
+from shared.errors import StorageError, TryAgainError, UserError
+from shared.redaction import without_secrets
+
+_DISK_ERRORS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE}
+"""Met anywhere, while a folder is listed or a file closed, they are the file system's and no bug of ours."""
 
 
 def run_command(command: Callable[[], object]) -> None:
     """Run a command line program; print a `UserError` without a traceback and end with its exit code.
 
-    Everything else is a bug and keeps its traceback. Ctrl-C ends with 130, SIGTERM with 143.
+    Everything else is a bug and keeps its traceback, without secrets that it may quote. Ctrl-C ends with 130,
+    SIGTERM with 143.
     """
     faulthandler.enable()  # a bus error (a mapped file truncated under us) prints where it happened
+    _allow_open_files()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop_at_once)
     try:
         command()
     except UserError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        sys.exit(error.exit_code)
+        _end(error)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            _end((TryAgainError if full else StorageError)(f"The file system failed: {error}."))
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGTERM:
+            wait_to_be_requeued()
+        raise
+
+
+def _allow_open_files(wanted: int = 65_536) -> None:
+    """Raise the limit of open files as far as we may: a unit is one for each of its layers and shards."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _end(error: UserError) -> NoReturn:
+    """Say what is wrong and end with its exit code."""
+    sys.stderr.write(f"Error: {error.told()}\n")
+    if isinstance(error, TryAgainError):
+        sys.stderr.write(f"To go on: {resume_command()}\n")
+    sys.exit(error.exit_code)
+
+
+def resume_command() -> str:
+    """This command as it was typed, to be typed again; what would start over is left out."""
+    return without_secrets(shlex.join(word for word in sys.orig_argv if word not in {"--fresh", "--yes"}))
+
+
+def wait_to_be_requeued(seconds: float = 600.0) -> None:
+    """Under SLURM, stay after a clean stop until SLURM ends the job, ten minutes at most.
+
+    SLURM requeues a preempted job that it had to kill; one that ends by itself in its grace time is a failed
+    job (seen with SLURM 22.05; NERSC gives the same advice). To requeue it ourselves would bring back jobs
+    that their user cancelled. A second signal ends the wait.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return
+    sys.stderr.write("Stopped, all is safe. Waiting for SLURM to end this job, so that it requeues a preempted one.\n")
+    sys.stderr.flush()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    time.sleep(seconds)
 
 
 def _stop_at_once(number: int, _: FrameType | None) -> None:

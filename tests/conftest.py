@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from harvest.run import harvest
-from shared.cache import Cache, open_cache
+from shared.reading.cache import Cache, open_cache
 from tests import tiny
 
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

@@ -9,7 +9,7 @@ import torch
 
 from harvest.config import HarvestConfig
 from harvest.device import find_device
-from harvest.forward import Forward
+from harvest.forward import Forward, nonfinite_rows
 from harvest.job import prepare
 from harvest.model import ModelSource, load_model
 from harvest.opening import open_plan
@@ -58,6 +58,13 @@ def test_norms_are_those_of_the_stored_rows(cuda_cache):
     rows = cuda_cache.rows(layer=cuda_cache.layers[0])
     norms = np.linalg.norm(layer[rows].astype(np.float64), axis=1)
     np.testing.assert_allclose(layer.norm(rows), norms, rtol=1e-5)
+
+
+def test_rows_that_are_not_finite_are_told_on_the_device_by_their_bits():
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    rows = torch.ones(1 << 16, 64, dtype=torch.bfloat16)
+    rows[torch.arange(1 << 16), torch.arange(1 << 16) % 64] = every
+    assert torch.equal(nonfinite_rows(rows.to(DEVICE)).cpu(), ~every.float().isfinite())
 
 
 def test_batches_on_the_device_are_those_of_the_cpu(cache):

@@ -4,6 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
+from harvest.known_datasets import KNOWN_DATASETS
 from shared.registry import MODELS
 from tests.pipelines.test_chat import EXAMPLE
 
@@ -26,8 +27,8 @@ def test_the_example_of_using_an_sae_is_the_one_that_is_tested():
     assert EXAMPLE in BLOCKS
 
 
-def test_every_model_alias_is_listed():
-    assert all(f"`{alias}`" in README for alias in MODELS)
+def test_every_alias_of_a_model_or_a_data_set_is_listed():
+    assert all(f"`{alias}`" in README for alias in [*MODELS, *KNOWN_DATASETS])
 
 
 def test_every_make_target_in_the_readme_is_a_target():

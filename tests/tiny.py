@@ -19,7 +19,7 @@ from harvest.device import find_device
 from harvest.job import Job, prepare
 from harvest.opening import open_plan
 from harvest.run import harvest
-from shared.cache import Cache
+from shared.reading.cache import Cache
 
 DEFAULT_SYSTEM = "You are Pebble, a helper who answers in short lines."
 

@@ -30,10 +30,11 @@ class Ended:
 class Warm:
     """Runs ``python -m <stage>`` again and again."""
 
-    def __init__(self, stage: str, folder: Path, *preload: str) -> None:
+    def __init__(self, stage: str, folder: Path, *preload: str, variables: dict[str, str] | None = None) -> None:
         self._folder = folder
         self._count = 0
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONFAULTHANDLER": "1"}
+        environment |= variables or {}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.warm", f"{stage}.__main__", *preload],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -53,15 +54,21 @@ class Warm:
         }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return int(self._answer())
+        self._last = int(self._answer())
+        return self._last
 
-    def wait(self) -> Ended:
-        """Wait for the command that was started last."""
-        self._process.stdin.write("wait\n")
+    def wait(self, pid: int | None = None, number: int | None = None) -> Ended:
+        """Wait for the command that was started last, or for the one with this process id and number."""
+        self._process.stdin.write(f"wait {pid or self._last}\n")
         self._process.stdin.flush()
         code = int(self._answer())
-        out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
+        out, err = (self._folder / f"{number or self._count}.{name}" for name in ("out", "err"))
         return Ended(code, out.read_text(), err.read_text())
+
+    def run_together(self, commands: list[list[object]]) -> list[Ended]:
+        """Run commands at the same time, to their ends."""
+        started = [(self.start(*arguments), self._count) for arguments in commands]
+        return [self.wait(pid, number) for pid, number in started]
 
     def run(self, *arguments: object, prelude: str = "", cwd: Path | None = None) -> Ended:
         """Run a command to its end."""
@@ -113,13 +120,13 @@ def _serve() -> None:
         importlib.import_module(name)
     print("ready", flush=True)
     while line := sys.stdin.readline():
-        if line != "wait\n":
+        if not line.startswith("wait "):
             pid = os.fork()
             if not pid:
                 _child(json.loads(line), main)
             print(pid, flush=True)
         else:
-            _, status = os.waitpid(pid, 0)
+            _, status = os.waitpid(int(line.split()[1]), 0)
             print(os.waitstatus_to_exitcode(status), flush=True)
 
 

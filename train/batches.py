@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shared.cache import Cache, open_cache
 from shared.errors import RecipeError
+from shared.reading.cache import Cache, open_cache
 from train.order import BlockOrder, default_window_blocks
 from train.policy import TokenPolicy, training_mask
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from shared.cache import Cache, open_cache
 from shared.errors import RecipeError, UserError
-from shared.layout import PLAN
+from shared.format.layout import PLAN
+from shared.reading.cache import Cache, open_cache
 
 CACHES = Path("caches")
 

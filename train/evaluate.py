@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from shared import storage
-from shared.cache import Cache
 from shared.digests import file_digest
 from shared.errors import CorruptError, StorageError
 from shared.progress import Progress
+from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed
 from train.export import ExportedSAE, load_sae
 from train.metrics import (

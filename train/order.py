@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from shared.layout import BLOCK_ROWS
+from shared.format.layout import BLOCK_ROWS
 
 _BLOCKS, _ROWS, _SAMPLE = 0, 1, 2  # what a stream of random numbers is for
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
-from shared.cache import Cache
 from shared.errors import DataError
+from shared.format.tokens import Role, TokenClass, TokenType, enum_name
+from shared.reading.cache import Cache
 from shared.recipe import Table
-from shared.tokens import Role, TokenClass, TokenType, enum_name
 
 _CLASSES = {enum_name(member): member for member in TokenClass}
 _TYPES = {enum_name(member): member for member in TokenType}

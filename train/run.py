@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from shared.cache import Cache
 from shared.digests import file_digest
 from shared.errors import RecipeError
 from shared.progress import Progress
 from shared.provenance import versions
+from shared.reading.cache import Cache
 from shared.sealed_json import write_sealed
 from shared.terminal import StopSignal
 from train import checkpoint

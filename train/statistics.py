@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shared.cache import Cache
+from shared.reading.cache import Cache
 from train.order import BlockOrder
 
 SAMPLE_BLOCKS = 512

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.cache import Cache
-from shared.tokens import CONTENT_CLASSES, Role, TokenClass, TokenType, enum_name
+from shared.format.tokens import CONTENT_CLASSES, Role, TokenClass, TokenType, enum_name
+from shared.reading.cache import Cache
 from train.metrics import Bools, Ints
 
 HEADLINE = "content"

@@ -17,9 +17,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from shared import storage
-from shared.cache import Cache
 from shared.digests import canonical_json, hex_digest
 from shared.errors import IdentityError, RecipeError, TryAgainError
+from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed, write_sealed
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength, SAEConfig

@@ -1,5 +1,6 @@
 """The options that `harvest run` and `harvest plan` share, and what they resolve to."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,13 +9,13 @@ import click
 
 from harvest.config import HarvestConfig
 from harvest.device import find_device
-from harvest.job import Job, prepare
+from harvest.job import ALLOWED, Job, prepare
 from shared.errors import RecipeError
-from shared.layout import PLAN
-from shared.plan import read_plan
+from shared.format.layout import PLAN
+from shared.format.plan import read_plan
 from shared.recipe import find_recipe, read_recipe, read_table
 from shared.registry import MODELS
-from shared.writers import remove_cache
+from shared.writing.writers import remove_cache
 
 CACHES = Path("caches")
 
@@ -25,13 +26,16 @@ def harvest_options(command: CommandT) -> CommandT:
     """Add the shared options to a command."""
     options = [
         click.option("--model", help="Alias, hub id org/name, or local folder."),
-        click.option("--dataset", help="JSONL file, alias or hub id. Default: the model's."),
+        click.option("--dataset", help="File, folder or pattern of files (JSONL, Parquet, Arrow; .gz, .zst), alias or "
+                                       "hub id. Default: the model's."),
         click.option("--num-tokens", type=int, help="Training rows wanted; rounded up to whole units."),
         click.option("--layers", help='Decoder layers, 0-based: "4 12 20".'),
         click.option("--cache", "cache_name", help="Name under caches/, or a path. Default: from model and data."),
         click.option("--recipe", help="Recipe of pipelines/recipes, or a .toml file."),
         click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override a recipe's key."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option("--allow", multiple=True, type=click.Choice(ALLOWED),
+                     help="Let a run differ from the cache's plan: batch-budget takes this run's or device's own."),
         click.option("--fresh", is_flag=True, help="Remove the cache that is there and start over (asks)."),
         click.option("--yes", is_flag=True, help="Answer yes to --fresh."),
     ]
@@ -42,7 +46,7 @@ def harvest_options(command: CommandT) -> CommandT:
 
 def resolve(
     model: str | None, dataset: str | None, num_tokens: int | None, layers: str | None, cache_name: str | None,
-    recipe: str | None, overrides: tuple[str, ...], device: str, fresh: bool, yes: bool,
+    recipe: str | None, overrides: tuple[str, ...], device: str, fresh: bool, yes: bool, allow: tuple[str, ...] = (),
 ) -> tuple[Job, Path]:
     """The job and the cache folder that the options name; options win over ``--set`` and the recipe.
 
@@ -51,7 +55,7 @@ def resolve(
     """
     raw = read_recipe(find_recipe(recipe) if recipe else None, overrides)
     table = dict(raw.get("harvest", {}))
-    named = {"model": model, "dataset": dataset, "num_tokens": num_tokens, "layers": _parse_layers(layers)}
+    named = {"model": model, "dataset": dataset, "num_tokens": num_tokens, "layers": parse_numbers(layers, "--layers")}
     table |= {key: value for key, value in named.items() if value is not None}
     if "model" not in table and table.keys() <= HarvestConfig.model_fields.keys():
         raise RecipeError(f"No model given. Expected --model (make: MODEL=) with one of {', '.join(MODELS)}, "
@@ -59,7 +63,7 @@ def resolve(
     config = read_table(HarvestConfig, table, "[harvest]")
     cache = cache_path(cache_name or default_cache_name(config, recipe))
     there = read_plan(cache) if (cache / PLAN).exists() and not fresh else None
-    job = prepare(config, find_device(device), there)
+    job = prepare(config, find_device(device), there, allow)
     if fresh and cache.exists():
         if not yes:
             click.confirm(f"Remove {cache} and all that is in it?", abort=True)
@@ -68,7 +72,13 @@ def resolve(
 
 
 def cache_path(name: str) -> Path:
-    """A cache's folder: a bare name lies under caches/."""
+    """A cache's folder: a bare name lies under caches/.
+
+    Raises:
+        RecipeError: a URL; caches are folders.
+    """
+    if "://" in name:
+        raise RecipeError(f"--cache {name!r}: a cache is a folder of a file system. Mount it, and give its path.")
     return Path(name) if "/" in name or name in {".", ".."} else CACHES / name
 
 
@@ -77,7 +87,9 @@ def default_cache_name(config: HarvestConfig, recipe: str | None) -> str:
     if recipe:
         return Path(recipe).stem
     model = _slug(config.model)
-    return f"{model}-{_slug(Path(config.dataset).stem)}" if config.dataset else model
+    if config.mixture:
+        return f"{model}-mixture"
+    return f"{model}-{_slug(Path(config.dataset).stem.removesuffix('.jsonl'))}" if config.dataset else model
 
 
 def _slug(name: str) -> str:
@@ -85,10 +97,19 @@ def _slug(name: str) -> str:
     return "".join(char if char.isalnum() or char in "._-" else "-" for char in tail).lstrip(".") or "cache"
 
 
-def _parse_layers(layers: str | None) -> list[int] | None:
-    if layers is None:
+def parse_numbers(text: str | None, option: str) -> list[int] | None:
+    """Numbers of layers or units, separated by spaces or commas; "3-7" is a range.
+
+    Raises:
+        RecipeError: anything else.
+    """
+    if text is None:
         return None
-    try:
-        return [int(layer) for layer in layers.replace(",", " ").split()]
-    except ValueError:
-        raise RecipeError(f"--layers {layers!r}: expected layer numbers like \"4 12 20\".") from None
+    numbers: list[int] = []
+    for word in text.replace(",", " ").split():
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not first <= last < first + 1_000_000:
+            raise RecipeError(f"{option} {text!r}: expected numbers from 0 like \"4 12 20\", or ranges like \"0-3\".")
+        numbers += range(first, last + 1)
+    return numbers

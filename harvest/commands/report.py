@@ -1,5 +1,6 @@
 """What `run`, `plan` and `status` print about a plan, an estimate and what is there."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -7,15 +8,16 @@ import numpy as np
 
 from harvest.estimate import Estimate
 from harvest.job import Job
-from shared.cache import Cache
-from shared.plan import Plan
+from shared.format.plan import Plan
+from shared.reading.cache import Cache
 
 
 def print_plan(job: Job, plan: Plan) -> None:
     """What the plan holds."""
     held_out = plan.num_rows - plan.num_train_rows
     click.echo(f"model    {job.model.name}, layers {job.layers} of {plan.num_layers}, d_model {plan.d_model}")
-    click.echo(f"data     {plan.sources[0]}: {plan.num_read:,} conversations read, {plan.num_conversations:,} planned")
+    data = " + ".join(plan.sources)
+    click.echo(f"data     {data}: {plan.num_read:,} conversations read, {plan.num_conversations:,} planned")
     if plan.num_skipped:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(plan.num_skipped.items()))
         click.echo(f"skipped  {sum(plan.num_skipped.values()):,} rows ({reasons}), listed in skipped.jsonl")
@@ -58,3 +60,14 @@ def typical_length(lengths: list[int]) -> int:
     """The length of sequence that an average token stands in: what the time of a forward pass follows."""
     array = np.array(lengths, np.float64)
     return int(max(1, (array**2).sum() / array.sum()))
+
+
+def number_ranges(numbers: Iterable[int]) -> str:
+    """Numbers of units in order, runs of them as ranges: "0-4 7"."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -10,6 +10,7 @@ from harvest.device import find_device
 from harvest.job import prepare
 from pipelines.demo import Places, Result, remove_all, run_recipe
 from pipelines.recipe import read_whole_recipe
+from shared.redaction import without_secrets
 
 _EPILOG = """\b
 Examples:
@@ -91,4 +92,4 @@ def _typed(recipe_name: str, overrides: tuple[str, ...], cache_name: str | None,
         words += ["--cache", cache_name]
     if runs != Path("runs"):
         words += ["--runs", str(runs)]
-    return shlex.join(words)
+    return without_secrets(shlex.join(words))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvest.estimate import tokens_that_fit
-from shared.layout import Geometry
+from harvest.estimate import room_for, tokens_that_fit
+from shared.format.layout import Geometry
 
 
 @given(
@@ -16,10 +16,10 @@ from shared.layout import Geometry
 def test_the_tokens_that_fit_are_the_most_that_fit(num_rows, held_out, shards, share, done):
     geometry = Geometry(num_rows, max(0, num_rows - held_out), 8, 256, shards)
     missing = set(range(geometry.num_units)) - done
-    free = int(share * sum(geometry.unit_bytes(unit, 3) for unit in missing))
+    free = int(share * sum(room_for(geometry, unit, 3) for unit in missing))
 
     def cost(tokens):
-        return sum(geometry.unit_bytes(unit, 3) for unit in geometry.fill_order(tokens) if unit in missing)
+        return sum(room_for(geometry, unit, 3) for unit in geometry.fill_order(tokens) if unit in missing)
 
     tokens = tokens_that_fit(SimpleNamespace(geometry=geometry), missing, 3, free)
     if tokens:

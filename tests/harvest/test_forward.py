@@ -7,15 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import harvest.run
 from harvest.forward import Forward
 from harvest.model import ModelSource, load_model
-from harvest.run import harvest as run_harvest
-from harvest.units import Piece, UnitReader
-from shared.cache import open_cache
-from shared.commits import read_records
-from shared.errors import DataError, RecipeError
-from shared.plan import read_passes
+from harvest.units import Piece
+from shared.errors import RecipeError
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -190,51 +185,6 @@ def test_the_record_tells_how_many_batches_were_halved(llama, chat_file, tmp_pat
     cache = tiny.make_cache(tmp_path / "cache", llama, chat_file, num_tokens=1024)
     halved = [record.made_with["batches_halved"] for record in cache.records(0).values()]
     assert sum(halved) == 1
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Rows of layer 2 with a NaN: position 3 of the first sequence of the second batch that runs."""
-
-    def load(*arguments):
-        cut = load_model(*arguments)
-        calls = []
-
-        def hook(module, _, output):
-            calls.append(1)
-            if len(calls) == 2:
-                output[0, 3, 5] = torch.nan
-
-        cut.layers[2].register_forward_hook(hook)
-        return cut
-
-    monkeypatch.setattr(harvest.run, "load_model", load)
-
-
-def test_a_nonfinite_row_stays_in_place_is_listed_and_skipped(llama, chat_file, tmp_path, poisoned, cache_folder):
-    clean = open_cache(cache_folder)
-    cache = tiny.make_cache(tmp_path / "cache", llama, chat_file)
-    first_unit = cache.geometry.fill_order(4096)[0]
-    piece = UnitReader(cache).batches(first_unit)[1][0]
-    row = piece.start + 3
-    assert piece.keep <= row
-    assert cache.records(2)[first_unit].nonfinite == {2: [row]}
-    assert row in cache.rows(layer=0)
-    assert row not in cache.rows(layer=2)
-    assert len(cache.rows(layer=2)) == len(cache.rows(layer=0)) - 1
-    assert np.isnan(cache.layer(2)[[row]].astype(np.float32)).sum() == 1
-    assert np.isnan(cache.layer(2).norm([row])).all()
-    others = cache.rows(layer=2)
-    assert (cache.layer(2)[others].view(np.uint16) == clean.layer(2)[others].view(np.uint16)).all()
-
-
-def test_nonfinite_rows_stop_a_harvest_that_wants_none(llama, chat_file, tmp_path, poisoned):
-    with pytest.raises(DataError, match=r"of layer 2 holds a NaN.*harvest.nonfinite=keep"):
-        tiny.make_cache(tmp_path / "cache", llama, chat_file, nonfinite="error")
-    [pass_id] = read_passes(tmp_path / "cache")
-    assert read_records(tmp_path / "cache", pass_id) == {}
-    assert list((tmp_path / "cache" / "tmp").iterdir()) == []
-    run_harvest(tiny.make_job(llama, chat_file), tmp_path / "cache")  # and it can go on with another policy
 
 
 def test_an_early_exit_model_holds_no_later_layer_and_no_head(llama):

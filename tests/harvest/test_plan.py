@@ -2,19 +2,16 @@
 
 import json
 import random
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from harvest.job import shards_per_unit
 from harvest.opening import open_plan
-from harvest.run import harvest
 from harvest.selection import HELD_OUT_SHARE
-from shared.cache import open_cache
 from shared.errors import DataError, IdentityError
-from shared.layout import PLAN, SKIPPED
+from shared.format.layout import PLAN, SKIPPED
+from shared.reading.cache import open_cache
 from tests import tiny
 
 BELOW = int(HELD_OUT_SHARE * 2**64)
@@ -128,56 +125,6 @@ def test_only_held_out_conversations_are_nothing_to_train_on(llama, chat_file, c
     data = tiny.write_jsonl(tmp_path / "data.jsonl", chosen)
     with pytest.raises(DataError, match="left to train on"):
         plan(tmp_path / "cache", llama, data)
-
-
-@pytest.mark.parametrize(
-    ("settings", "field"),
-    [
-        ({"seed": 5}, "seed"),
-        ({"max_length": 100}, "max_length"),
-        ({"control_tokens": "keep"}, "control_tokens"),
-        ({"template_variables": {"date_string": "01 Jan 2020"}}, "template_variables.date_string"),
-        ({"held_out_rows": 10}, "held_out.max_rows"),
-        ({"rows_per_shard": 128}, "rows_per_shard"),
-        ({"batch_tokens": 64}, "batch_tokens"),
-        ({"plan_tokens": 500}, "plan_tokens"),
-    ],
-)
-def test_another_configuration_is_refused_by_the_fields_name(llama, chat_file, cache_folder, settings, field):
-    before = tiny.promised(cache_folder)
-    with pytest.raises(IdentityError) as caught:
-        plan(cache_folder, llama, chat_file, **settings)
-    named = [line for line in str(caught.value).splitlines() if line.startswith("  ")]
-    assert len(named) == 1
-    assert named[0].startswith(f"  {field}: ")
-    assert tiny.promised(cache_folder) == before
-
-
-def test_another_model_or_data_set_is_refused(llama, qwen2, chat_file, cache_folder, tmp_path):
-    with pytest.raises(IdentityError, match=r"model\.name: 'tiny-llama' -> 'tiny-qwen2'"):
-        plan(cache_folder, qwen2, chat_file)
-    other = Path(shutil.copytree(llama, tmp_path / "tiny-llama"))
-    weights = other / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    with pytest.raises(IdentityError, match=r"model\.weights"):
-        plan(cache_folder, other, chat_file)
-    changed = tmp_path / chat_file.name
-    changed.write_text(chat_file.read_text() + "\n")
-    with pytest.raises(IdentityError, match=r"dataset\.xxh3"):
-        plan(cache_folder, llama, changed)
-    template = Path(shutil.copytree(llama, tmp_path / "x" / "tiny-llama")) / "chat_template.jinja"
-    template.write_text(template.read_text() + " ")
-    with pytest.raises(IdentityError, match="tokenizer"):
-        plan(cache_folder, template.parent, chat_file)
-
-
-def test_a_layer_belongs_to_one_pass(llama, chat_file, cache_folder):
-    with pytest.raises(IdentityError, match=r"layers \[0, 2\] in one pass"):
-        harvest(tiny.make_job(llama, chat_file, layers=[2, 3]), cache_folder)
-    with pytest.raises(IdentityError, match="bfloat16"):
-        harvest(tiny.make_job(llama, chat_file, compute_dtype="bfloat16"), cache_folder)
 
 
 def test_a_folder_with_other_files_is_not_taken_for_a_cache(llama, chat_file, tmp_path):

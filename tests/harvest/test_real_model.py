@@ -13,7 +13,7 @@ from harvest.conversation import Conversation
 from harvest.forward import Forward
 from harvest.model import find_model, load_model
 from harvest.units import Piece
-from shared.tokens import TokenClass
+from shared.format.tokens import TokenClass
 from tests import tiny
 
 pytestmark = pytest.mark.real_model

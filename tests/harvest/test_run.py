@@ -11,10 +11,10 @@ import pytest
 
 from harvest.opening import open_plan
 from harvest.run import harvest
-from shared.cache import open_cache
-from shared.plan import read_plan
-from shared.verify import files_to_check, verify
-from shared.writers import recover
+from shared.format.plan import read_plan
+from shared.reading.cache import open_cache
+from shared.upkeep.verify import files_to_check, verify
+from shared.writing.writers import recover
 from tests import tiny
 
 SET = [f"harvest.{key}={value!r}" for key, value in tiny.SETTINGS.items() if key not in {"layers", "num_tokens"}]

@@ -114,7 +114,7 @@ def test_too_many_malformed_rows_stop_and_a_few_do_not():
     check_skipped(1000, {"bad_role": 10}, examples, 0.01)
     with pytest.raises(DataError, match=r"11 of 1,000 rows.*a:1: bad_role"):
         check_skipped(1000, {"bad_role": 11}, examples, 0.01)
-    with pytest.raises(DataError, match="None of the 5 rows"):
+    with pytest.raises(DataError, match="All 5 rows are malformed"):
         check_skipped(5, {"bad_role": 5}, examples, 1.0)
     with pytest.raises(DataError, match="empty"):
         check_skipped(0, {}, [], 1.0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvest.spans import Content, find_spans
-from shared.tokens import Role, TokenClass, enum_name
+from shared.format.tokens import Role, TokenClass, enum_name
 
 
 def walk(template, control=(), bos=None, default_system="", roles=()):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from harvest.conversation import Skipped
 from harvest.template import ChatTemplate, Encoded
 from shared.errors import RecipeError
-from shared.tokens import CONTENT_CLASSES, Role, TokenClass, TokenType, enum_name
+from shared.format.tokens import CONTENT_CLASSES, Role, TokenClass, TokenType, enum_name
 from tests import tiny
 from tests.tiny import conversation
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvest.units import UnitReader, fill, make_batches, unit_pieces
-from shared.layout import Geometry
+from shared.format.layout import Geometry
 
 lengths = st.lists(st.integers(1, 400), min_size=1, max_size=40)
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipelines.__main__ import main
-from shared.cache import Cache, open_cache
+from shared.reading.cache import Cache, open_cache
 from tests import tiny
 
 HOSTILE = '<script>alert(1)</script> "><img src=x onerror=alert(2)> {{ 7 * 7 }} <|eot_id|> café 🤷‍♀️ &amp; </style>'

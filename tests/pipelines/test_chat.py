@@ -60,7 +60,7 @@ def test_a_chat_gives_the_rows_of_the_cache(demo, llama):
 
 
 def _names(cache, rows):
-    from shared.tokens import TokenClass
+    from shared.format.tokens import TokenClass
 
     return [TokenClass(kind).name for kind in cache.token_class[rows]]
 

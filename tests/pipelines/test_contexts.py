@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 
 from pipelines.contexts import ChosenLatent, Firings, choose_latents, count_firings, held_out_rows, show_latents
 from pipelines.runs import read_runs
-from shared.tokens import TokenClass
+from shared.format.tokens import TokenClass
 from train.export import load_sae
 
 

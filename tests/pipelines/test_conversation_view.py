@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.conversation_view import CLASS_MEANINGS, LONGEST, choose_conversation, show_conversation
 from pipelines.token_text import pieces, visible
-from shared.tokens import TokenClass
+from shared.format.tokens import TokenClass
 
 
 @pytest.fixture(scope="module")

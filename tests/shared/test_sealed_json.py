@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -49,7 +50,9 @@ def test_any_bytes_are_corrupt_and_nothing_worse(path, junk):
 
 @pytest.mark.parametrize(
     "text", ["[]", "{}", "null", '{"xxh3": 3}', '{"a": NaN}', '{"a": "\\ud800"}', "[" * 200_000, '{"a":' * 100_000,
-             '{"a": ' + "9" * 5000 + "}"],
+             '{"a": ' + "9" * 5000 + "}", '{"a": 1, "a": 2}', '{"a": [' + "{}," * 500_000 + "{}]}",
+             '{"a": [' + "0," * 2_000_000 + "0]}", '{"a": ' + "[" * 51 + "]" * 51 + "}"],
+    ids=lambda text: text[:20],
 )
 def test_json_that_is_not_ours_is_corrupt(path, text):
     path.write_text(text)
@@ -64,6 +67,21 @@ def test_a_missing_or_huge_file_is_refused(tmp_path):
         file.truncate(65 << 20)
     with pytest.raises(CorruptError, match="larger than"):
         read_sealed(tmp_path / "huge.json")
+
+
+def test_what_no_reader_would_believe_is_not_written(tmp_path):
+    with pytest.raises(StorageError, match="no reader"):
+        write_sealed(tmp_path / "file.json", {"nonfinite": {"2": list(range(2_000_001))}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_links_pipes_and_folders_are_not_read(tmp_path):
+    write_sealed(tmp_path / "file.json", {})
+    (tmp_path / "link").symlink_to(tmp_path / "file.json")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe", "."):
+        with pytest.raises(CorruptError, match="plain files"):
+            read_sealed(tmp_path / name)
 
 
 def test_the_same_content_has_the_same_bytes():

@@ -5,8 +5,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from shared.layout import BLOCK_ROWS
-from shared.tokens import Role, TokenClass, TokenType
+from shared.format.layout import BLOCK_ROWS
+from shared.format.tokens import Role, TokenClass, TokenType
 
 
 class FakeLayer:

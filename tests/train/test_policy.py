@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from shared.errors import DataError, RecipeError
+from shared.format.tokens import Role, TokenClass
 from shared.recipe import read_table
-from shared.tokens import Role, TokenClass
 from tests.train.fake_cache import FakeCache
 from train.policy import TokenPolicy, keeps, median_norm, training_mask
 

@@ -168,3 +168,30 @@ def test_the_threshold_is_set_on_the_rows_that_the_recipe_names(tmp_path):
 def test_two_processes_never_train_in_the_same_folder(tmp_path):
     with locked(tmp_path), pytest.raises(TryAgainError, match="Another process"), locked(tmp_path):
         pass
+
+
+def test_a_member_that_was_finished_meanwhile_is_not_trained_again_with_its_set(reference, tmp_path, monkeypatch):
+    from train.trainer import Trainer
+
+    recipe = {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][:2]}
+    original = Trainer.step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", lambda self, x, variance, count: stop_at(50, count) or
+                      original(self, x, variance, count))
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run.train(tmp_path, recipe)
+    _, [finished] = tiny_run.train(tmp_path, {**recipe, "sae": recipe["sae"][:1]})
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished.iterdir()}
+    trained = []
+    monkeypatch.setattr(Trainer, "step", lambda self, x, variance, count: trained.append((self.name, count)) or
+                        original(self, x, variance, count))
+    _, folders = tiny_run.train(tmp_path, recipe)
+    assert trained == [(folders[1].name, step) for step in range(50, 120)]  # the other, from the set's checkpoint
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished.iterdir()} == before
+    assert weights(folders).items() <= weights(reference).items()
+    assert [path.name for path in (tmp_path / "fake" / "layer3" / CHECKPOINTS).iterdir()] == ["lock"]
+
+
+def stop_at(step, count):
+    if count == step:
+        raise KeyboardInterrupt

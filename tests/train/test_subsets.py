@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shared.tokens import Role, TokenClass, TokenType
+from shared.format.tokens import Role, TokenClass, TokenType
 from tests.train.fake_cache import FakeCache
 from train.subsets import group_rows
 

@@ -7,7 +7,7 @@ import click
 import torch
 
 from shared.errors import RecipeError
-from shared.layout import PLAN
+from shared.format.layout import PLAN
 from shared.recipe import find_recipe, read_recipe
 from train.choose_cache import CACHES, choose_cache
 from train.config import plan_saes, read_train_config, sae_tables

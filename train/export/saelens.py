@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from shared import storage
-from shared.cache import Cache
 from shared.provenance import TOOL_VERSION
+from shared.reading.cache import Cache
 from train.architectures import SAE
 from train.architectures.topk import TopKSAE
 from train.export.folding import fold

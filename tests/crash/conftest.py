@@ -1,0 +1,114 @@
+"""How much of the suite runs, what it counts, and the processes that it kills.
+
+GRANARY_CRASH_SHARE is the share of every list of crash points that is tried: 0.005 where it is not set
+(`make test`), 0.2 in `make test-system`, 1 in `make test-crash`, whose counts become docs/reliability.md
+(GRANARY_CRASH_REPORT names the file).
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.crash import report
+from tests.crash.counts import Counts
+from tests.crash.oracle import Oracle
+from tests.crash.share import Share
+from tests.crash.small_harvest import THREE_UNITS, harvest_alone, new_process
+from tests.shared import small
+
+_SHARE = "GRANARY_CRASH_SHARE"
+_REPORT = "GRANARY_CRASH_REPORT"
+_counts = Counts()
+
+
+def pytest_collection_modifyitems(items):
+    """With a share set, all of this folder belongs to the crash tests, and may take its time."""
+    if _SHARE in os.environ:
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.crash)
+                item.add_marker(pytest.mark.timeout(3600))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport):
+    """Note what of this folder did not run."""
+    if report.skipped and "tests/crash/" in report.nodeid:
+        _counts.not_run.append(str(report.longrepr[2]).removeprefix("Skipped: "))
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Write the report, where one is asked for; a run that tried too little fails."""
+    if path := os.environ.get(_REPORT):
+        share = float(os.environ[_SHARE])
+        report.write(Path(path), _counts, session.testsfailed, share)
+        if share >= 1 and (missing := report.too_little(_counts)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            _counts.not_run += missing
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what was counted."""
+    for piece, numbers in _counts.numbers.items():
+        terminalreporter.write_line(f"crash tests, {piece}: " + ", ".join(f"{n} {what}" for what, n in numbers.items()))
+    for line in sorted(set(_counts.not_run)):
+        terminalreporter.write_line(f"crash tests, not done: {line}")
+
+
+@pytest.fixture(scope="session")
+def share() -> Share:
+    """Chooses the crash points that are tried."""
+    return Share(float(os.environ.get(_SHARE, "0.005")))
+
+
+@pytest.fixture(scope="session")
+def counts() -> Counts:
+    """Collects what really ran."""
+    return _counts
+
+
+@pytest.fixture(scope="session")
+def memory():
+    """A folder in memory where there is one: thousands of caches are made and removed in it."""
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def planned(memory) -> Path:
+    """A plan of three units and its pass; nothing is harvested."""
+    path = memory / "planned"
+    small.make_plan(path, THREE_UNITS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(planned, memory) -> Path:
+    """The cache that a harvest leaves when nothing happens to it."""
+    path = small.copy(planned, memory / "undisturbed")
+    harvest_alone(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def oracle(undisturbed) -> Oracle:
+    """Judges crashed caches against the undisturbed one."""
+    return Oracle(undisturbed)
+
+
+@pytest.fixture
+def fresh(planned, memory):
+    """Copies of the plan, one after the other; each call removes the copy before."""
+    folder = Path(tempfile.mkdtemp(dir=memory))
+
+    def copy() -> Path:
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        new_process(folder / "cache")
+        return small.copy(planned, folder / "cache")
+
+    yield copy
+    shutil.rmtree(folder)
+

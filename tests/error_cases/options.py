@@ -1,0 +1,230 @@
+"""Exit code 2 of a harvest: a recipe, an option or a name that cannot be used."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import errors as hub
+
+from harvest.commands.options import cache_path, resolve
+from harvest.device import find_device
+from harvest.forward import Forward
+from harvest.hub import hub_errors
+from harvest.model import find_model
+from harvest.opening import open_plan
+from harvest.sources import find_source
+from harvest.units import Piece
+from shared.reading.cache import open_cache
+from shared.recipe import find_recipe, read_recipe
+from tests import tiny
+from tests.error_cases.case import case
+
+try:  # the hub's client has changed its HTTP library
+    import httpx2 as httpx
+except ImportError:
+    import httpx
+
+
+@case(2, then="--model")
+def no_model_is_given(w):
+    resolve(None, None, None, None, None, None, (), "cpu", False, False)
+
+
+@case(2, "'nosuch'", then="Known aliases")
+def an_unknown_model(w):
+    find_model("nosuch")
+
+
+@case(2, "'empty'", then="MODEL=org/name")
+def a_model_folder_without_a_config(w):
+    Path("empty").mkdir()
+    find_model("empty")
+
+
+@case(2, "model", then="save_pretrained")
+def a_model_folder_without_weights(w):
+    folder = w.model()
+    (folder / "model.safetensors").unlink()
+    open_plan(tiny.make_job(folder, w.data), w.tmp / "cache")
+
+
+@case(2, "model", then="save_pretrained")
+def a_damaged_config(w):
+    folder = w.model()
+    (folder / "config.json").write_text("{broken")
+    tiny.make_job(folder, w.data)
+
+
+@case(2, "model", then="save_pretrained")
+def a_damaged_tokenizer(w):
+    folder = w.model()
+    (folder / "tokenizer.json").write_text("{broken")
+    tiny.make_job(folder, w.data)
+
+
+@case(2, "model", then="save_pretrained")
+def damaged_weights(w):
+    folder = w.model()
+    (folder / "model.safetensors").write_bytes(b"broken")
+    tiny.make_cache(w.tmp / "cache", folder, w.data)
+
+
+@case(2, "no chat template", then="instruct variant")
+def a_base_model(w):
+    folder = w.model()
+    (folder / "chat_template.jinja").unlink()
+    tiny.make_job(folder, w.data)
+
+
+@case(2, "Layer 17", "tiny-llama", "0 to 3", then="--layers")
+def a_layer_out_of_range(w):
+    w.job(layers=[0, 17])
+
+
+@case(2, "'4 x'", then="expected numbers from 0")
+def layers_that_are_no_numbers(w):
+    resolve("m", None, None, "4 x", None, None, (), "cpu", False, False)
+
+
+@case(2, "'gpu'", then="Expected auto, cpu")
+def an_unknown_device(w):
+    find_device("gpu")
+
+
+@case(2, "'cuda:99'", then="Use auto or cpu")
+def a_device_that_is_not_there(w):
+    find_device("cuda:99")
+
+
+@case(2, "'mine.jsonl'", then="Expected a JSONL file")
+def a_missing_data_file(w):
+    find_source("mine.jsonl")
+
+
+@case(2, "data.csv", then="expected JSONL")
+def a_data_file_of_another_kind(w):
+    Path("data.csv").write_text("a,b")
+    find_source("data.csv")
+
+
+@case(2, "'chats/*.jsonl'", then="Expected a pattern like")
+def a_pattern_that_fits_no_file(w):
+    find_source("chats/*.jsonl")
+
+
+@case(2, "'chats'", then="--dataset 'chats/**/*.parquet'")
+def a_data_folder_without_data(w):
+    Path("chats").mkdir()
+    find_source("chats")
+
+
+@case(2, "'pile-uncopyrighted'", then="--dataset my.jsonl")
+def a_data_set_of_plain_text(w):
+    find_source("pile-uncopyrighted")
+
+
+@case(2, "[harvest].mixture", "mine.jsonl", then="give one of them")
+def a_mixture_and_a_data_set(w):
+    mixture = 'harvest.mixture=[{dataset = "mine.jsonl"}]'
+    resolve("m", "other.jsonl", None, None, None, None, (mixture,), "cpu", False, False)
+
+
+@case(2, "'s3://bucket/x'", then="Mount it")
+def a_cache_that_is_a_url(w):
+    cache_path("s3://key:secret@bucket/x")
+
+
+@case(2, "'nosuch'", then="Known recipes")
+def an_unknown_recipe(w):
+    find_recipe("nosuch")
+
+
+@case(2, "mine.toml", "line 1", then="Mend it; pipelines/recipes/ has examples")
+def a_recipe_that_is_no_toml(w):
+    Path("mine.toml").write_text("[harvest\n")
+    read_recipe(find_recipe("mine.toml"))
+
+
+@case(2, "[harvst]", then="Did you mean 'harvest'?")
+def an_unknown_table(w):
+    Path("mine.toml").write_text("[harvst]\n")
+    read_recipe(find_recipe("mine.toml"))
+
+
+@case(2, "'max_lenght'", then="Did you mean 'max_length'?")
+def an_unknown_key(w):
+    resolve("m", None, None, None, None, None, ("harvest.max_lenght=5",), "cpu", False, False)
+
+
+@case(2, "[harvest].max_length", "got 0", then="should be greater than")
+def a_value_out_of_range(w):
+    resolve("m", None, None, None, None, None, ("harvest.max_length=0",), "cpu", False, False)
+
+
+@case(2, "'lr=1'", then="expected TABLE.KEY=VALUE")
+def an_override_without_a_table(w):
+    read_recipe(None, ["lr=1"])
+
+
+@case(2, "no revision is given", "'org/name'", then="--set harvest.revision=")
+def remote_code_without_a_commit(w):
+    find_model("org/name", None, None, trust_remote_code=True)
+
+
+@case(2, "tiny-llama", then="--set harvest.trust_remote_code=false")
+def remote_code_of_a_folder(w):
+    find_model(str(w.llama), "1" * 40, None, trust_remote_code=True)
+
+
+def answer(status):
+    return httpx.Response(status, request=httpx.Request("GET", "https://hub.invalid/x"))
+
+
+@case(2, "'meta-llama/x'", then="hf auth login")
+def a_gated_model(w):
+    with hub_errors("meta-llama/x", "model"):
+        raise hub.GatedRepoError("gated", response=answer(403))
+
+
+@case(2, "'org/nosuch'", then="hf auth login")
+def a_model_that_the_hub_does_not_have(w):
+    with hub_errors("org/nosuch", "model"):
+        raise hub.RepositoryNotFoundError("404", response=answer(404))
+
+
+@case(2, "'org/name'", then="huggingface.co/org/name")
+def a_revision_that_the_hub_does_not_have(w):
+    with hub_errors("org/name", "model"):
+        raise hub.RevisionNotFoundError("404 Client Error", response=answer(404))
+
+
+@case(2, "'bad name/x'", then="Expected org/name")
+def a_name_that_is_no_hub_id(w):
+    find_model("bad name/x")
+
+
+@case(2, "40 tokens", then="--set harvest.max_length=")
+def a_conversation_that_does_not_fit_in_memory(w):
+    forward = object.__new__(Forward)
+    forward._outputs = {}
+
+    def fail(batch, ids):
+        raise torch.OutOfMemoryError("no memory")
+
+    forward._run = fail
+    forward.run([Piece(0, 0, 40)], np.zeros((1, 40), np.int64))
+
+
+@case(2, "layer 7", then="layers there: 0, 2")
+def a_layer_that_a_cache_does_not_hold(w):
+    open_cache(w.cache).layer(7)
+
+
+@case(2, "'tset'", then="must be 'train' or 'held_out'")
+def an_unknown_split(w):
+    open_cache(w.cache).rows(split="tset")
+
+
+@case(2, "'asistant'", then="Known: ")
+def an_unknown_class(w):
+    open_cache(w.cache).rows(classes=["asistant"])

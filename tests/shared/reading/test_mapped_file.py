@@ -1,0 +1,135 @@
+"""A file that is cut short or gone after it was opened is an error that says whose it was, and no bus error."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.errors import CorruptError
+from shared.format.layout import GROUP, Geometry
+from shared.reading.cache import open_cache
+from shared.reading.mapped_file import MappedFile
+from tests.shared import small
+
+SHARD = f"{GROUP}/layers/2/resid_post/c/1/0"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two units of a shard of 64 blocks of half a page each."""
+    path = tmp_path_factory.mktemp("mapped") / "cache"
+    small.make(path, Geometry(16_384, 16_384, 8, 8192, 1))
+    for file in path.rglob("*"):
+        file.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def cache(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("verify", ["first-touch", "never", "open"])
+@pytest.mark.parametrize("touched", [False, True])
+@pytest.mark.parametrize("read", [lambda layer: layer.block(127), lambda layer: layer[[16_383]]], ids=["block", "rows"])
+def test_a_shard_cut_short_after_opening_is_an_error_with_the_units_name(cache, verify, touched, read):
+    layer = open_cache(cache, verify=verify).layer(2)
+    if touched:
+        read(layer)
+    os.truncate(cache / SHARD, 5000)
+    with pytest.raises(CorruptError, match=r"unit 1\D") as caught:
+        np.array(read(layer))
+    assert "5000 bytes" in str(caught.value)
+    np.array(layer.block(0))  # the other unit is as it was
+
+
+def test_a_shard_gone_before_its_first_touch_is_an_error_with_the_units_name(cache):
+    layer = open_cache(cache).layer(2)
+    (cache / SHARD).unlink()
+    with pytest.raises(CorruptError, match=r"of unit 1 is missing"):
+        layer.block(127)
+
+
+def test_a_shard_gone_after_its_first_touch_is_still_mapped(cache):
+    layer = open_cache(cache).layer(2)
+    layer.block(64)
+    (cache / SHARD).unlink()
+    assert (layer.block(127) == small.rows_of(Geometry(16_384, 16_384, 8, 8192, 1), 2)[-128:]).all()
+
+
+@pytest.mark.parametrize("spoil", [lambda path: os.truncate(path, 10), Path.unlink], ids=["short", "gone"])
+def test_other_files_cut_short_or_gone_after_opening_are_errors_too(cache, spoil):
+    opened = open_cache(cache)
+    layer = opened.layer(2)
+    spoil(cache / GROUP / "layers/2/norm/c/1")
+    with pytest.raises(CorruptError, match="unit 1"):
+        layer.norm([16_000])
+    spoil(cache / GROUP / "tokens/role/c/0")
+    with pytest.raises(CorruptError, match="tokens/role"):
+        opened.rows(roles=["user"])
+
+
+def test_where_the_kernel_cannot_be_asked_the_size_is_looked_at(cache, monkeypatch):
+    monkeypatch.setattr("shared.reading.mapped_file._MADV_POPULATE_READ", 9999)  # as an older kernel
+    layer = open_cache(cache).layer(2)
+    layer.block(64)
+    os.truncate(cache / SHARD, 5000)
+    with pytest.raises(CorruptError, match="unit 1"):
+        layer.block(127)
+
+
+def test_a_map_lives_as_long_as_an_array_of_it_and_is_never_written_to(cache):
+    def maps():
+        return Path("/proc/self/maps").read_text().count(str(cache / SHARD))
+
+    size = (cache / SHARD).stat().st_size
+    file = MappedFile(cache / SHARD, size, "unit 1")
+    part = file.bytes[100:200]
+    with pytest.raises(ValueError, match=r"WRITEABLE|read-only"):
+        file.bytes.flags.writeable = True
+    del file
+    assert maps() == 1
+    assert bytes(part) == (cache / SHARD).read_bytes()[100:200]
+    del part
+    assert maps() == 0
+
+
+def test_mapped_shards_need_no_open_file_each(tmp_path):
+    geometry = Geometry(38_400, 38_400, 2, 128, 300)
+    small.make(tmp_path / "cache", geometry)
+    opened = open_cache(tmp_path / "cache")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 8, hard))
+    try:
+        layers = [opened.layer(layer) for layer in small.LAYERS]
+        rows = [layer[:] for layer in layers]
+        blocks = [layer.block(number) for layer in layers for number in range(300)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(blocks) == 600
+    for layer, found in zip(small.LAYERS, rows, strict=True):
+        assert (found == small.rows_of(geometry, layer)).all()
+
+
+def test_a_bus_error_that_comes_all_the_same_says_in_which_line(cache):
+    """Between the kernel's answer and the touch a file can still be cut short: then faulthandler speaks."""
+    code = (
+        "import os, sys\n"
+        "from shared.terminal import run_command\n"
+        "from shared.reading.cache import open_cache\n"
+        "def command():\n"
+        "    block = open_cache(sys.argv[1]).layer(2).block(127)\n"
+        "    os.truncate(sys.argv[2], 5000)\n"
+        "    block.copy()\n"
+        "run_command(command)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, cache, cache / SHARD], capture_output=True, text=True,
+                           check=False)
+    assert ended.returncode == -7
+    assert "Bus error" in ended.stderr
+    assert "in command" in ended.stderr
