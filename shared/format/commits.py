@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared import storage
 from shared.errors import CorruptError
 from shared.format.layout import (
+    BURIED,
     COMMITS,
     FORMAT_VERSION,
     GROUP,
@@ -208,23 +209,18 @@ def commit(cache: Path, record: Record) -> bool:
     return False
 
 
-def roll_forward(cache: Path, record: Record, aside: Path | None = None) -> int:
+def roll_forward(cache: Path, record: Record) -> int:
     """Give a committed unit's files their final names where they are still temporary; returns how many.
 
     Safe to repeat and to run from several processes: a rename whose source is gone was done by another. Files
     of a unit that was repaired meanwhile are left alone.
-
-    Args:
-        aside: the writer's folder, where it has another name than the record gives.
     """
     repaired = record_path(cache, record.pass_id, record.unit, record.generation + 1)
     folders = set()
     renamed = 0
     for entry in record.files:
-        temporary, final = inside(cache, entry.temporary), inside(cache, entry.path)
-        if aside is not None:
-            temporary = aside / temporary.relative_to(cache / TMP / record.writer)
-        if not temporary.exists() or repaired.exists():
+        temporary, final = _temporary(cache, entry), inside(cache, entry.path)
+        if temporary is None or repaired.exists():
             continue
         refuse_link(final.parent)
         storage.make_folder(final.parent)
@@ -245,5 +241,12 @@ def locate(cache: Path, entry: FileEntry) -> Path:
 
     In that order: under the final name of a repaired unit lies the damaged file, until it is replaced.
     """
+    return _temporary(cache, entry) or inside(cache, entry.path)
+
+
+def _temporary(cache: Path, entry: FileEntry) -> Path | None:
+    """The temporary file that an entry names, while it is one: also where its dead writer's folder is being removed."""
     temporary = inside(cache, entry.temporary)
-    return temporary if temporary.exists() else inside(cache, entry.path)
+    writer, _, rest = entry.temporary.removeprefix(f"{TMP}/").partition("/")
+    buried = inside(cache, f"{TMP}/{writer}{BURIED}/{rest}")
+    return next((path for path in (temporary, buried) if path.exists()), None)

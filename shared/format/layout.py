@@ -45,6 +45,8 @@ TOKENIZER = "tokenizer"
 TMP = "tmp"
 CLAIMS = "claims"
 HEARTBEAT = "heartbeat"
+BURIED = ".dead"
+"""Ending of the folder of a writer that died and is being removed: ``tmp/<writer>.dead``."""
 SKIPPED = "skipped.jsonl"
 PROVENANCE = "provenance.jsonl"
 

@@ -115,10 +115,9 @@ class _Ended:
             heartbeat = folder / HEARTBEAT
             if not folder.exists():  # it is made before anything else, and removed at the end or by recovery
                 self._known[writer] = True
-            elif heartbeat.exists():
-                self._known[writer] = self._watch.is_dead(heartbeat)
             else:
-                self._known[writer] = _process_is_gone(writer)
+                is_unborn = not heartbeat.exists()
+                self._known[writer] = self._watch.is_dead(heartbeat) or (is_unborn and _process_is_gone(writer))
         return self._known[writer]
 
 

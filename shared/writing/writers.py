@@ -25,7 +25,7 @@ from shared.format.commits import (
     record_path,
     roll_forward,
 )
-from shared.format.layout import COMMITS, GROUP, HEARTBEAT, PLAN, TMP, inside
+from shared.format.layout import BURIED, COMMITS, GROUP, HEARTBEAT, PLAN, TMP, inside
 from shared.plain_files import read_file
 
 BEAT_SECONDS = 2.0
@@ -34,9 +34,6 @@ PATIENCE_SECONDS = 60.0
 
 _MAX_BYTES = 4096
 """Of a heartbeat, which has about a hundred."""
-
-_DEAD = ".dead"
-"""Ending of the folder of a writer that is being removed."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -85,6 +82,8 @@ class Watch:
 
     def is_dead(self, heartbeat: Path) -> bool:
         """Whether the writer of this heartbeat is gone for certain, or as certain as it gets from another machine."""
+        if heartbeat.parent.name.endswith(BURIED):
+            return True  # somebody began to remove its folder, and the heartbeat in it may be gone already
         return _is_unlocked(heartbeat) if is_on_this_machine(heartbeat) else self.is_stalled(heartbeat)
 
     def is_stalled(self, heartbeat: Path) -> bool:
@@ -179,24 +178,25 @@ def _bury(cache: Path, folder: Path) -> None:
     """Remove a dead writer's folder, so that nothing is lost even if the writer was only paused.
 
     Under another name its records have nothing left to be linked from: what it has not committed by then, it
-    never will. What it has is given its final name from there.
+    never will. What it has is found there, by whoever reads, until it is given its final name.
     """
-    aside = folder if folder.name.endswith(_DEAD) else folder.with_name(folder.name + _DEAD)
-    try:
-        if aside != folder:
-            storage.rename(folder, aside)
-    except FileNotFoundError:
-        return  # another recovery was faster
-    writer = aside.name.removesuffix(_DEAD)
+    buried = folder if folder.name.endswith(BURIED) else folder.with_name(folder.name + BURIED)
+    if buried != folder:
+        if buried.exists():
+            _bury(cache, buried)  # a power cut in an earlier burial may have left both names
+        try:
+            storage.rename(folder, buried)
+        except FileNotFoundError:
+            return  # another recovery was faster
     folders = set()
     for record in _newest_records(cache):
-        if record.writer == writer:
-            roll_forward(cache, record, aside)
+        if record.writer == buried.name.removesuffix(BURIED):
+            roll_forward(cache, record)
             folders |= {inside(cache, entry.path).parent for entry in record.files}
     for path in sorted(folders):  # it may have died between a rename and the fsync after it
         if path.is_dir():
             storage.fsync_folder(path)
-    storage.remove_tree(aside)
+    storage.remove_tree(buried)
 
 
 def _roll_all_forward(cache: Path) -> int:

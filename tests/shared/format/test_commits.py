@@ -11,9 +11,10 @@ import pytest
 from shared import storage
 from shared.errors import CorruptError, StorageError, TryAgainError
 from shared.format.commits import FileEntry, commit, read_records, record_path, roll_forward
-from shared.format.layout import GROUP, PASSES, TMP, Geometry
+from shared.format.layout import BURIED, GROUP, HEARTBEAT, PASSES, TMP, Geometry
 from shared.reading.cache import open_cache
 from shared.sealed_json import read_sealed, seal
+from shared.upkeep.garbage import find_garbage
 from shared.upkeep.verify import files_to_check, verify
 from shared.writing import writers
 from shared.writing.writers import recover, writer_folder
@@ -176,6 +177,36 @@ def test_another_worker_rolls_a_dead_writers_unit_forward(fresh, whole):
     assert not (cache / TMP / writer).exists()
     assert promised(cache) == whole
     assert recover(cache) == 0
+
+
+def test_a_unit_is_readable_while_its_dead_writers_folder_is_being_removed(fresh, whole):
+    """Power may go between the renaming of the folder and the final names of the files in it."""
+    cache, plan = fresh()
+    writer = dead_after_link(cache, plan)
+    (cache / TMP / writer).rename(cache / TMP / f"{writer}{BURIED}")
+    assert assert_whole_or_absent(cache)
+    recover(cache)
+    assert promised(cache) == whole
+    assert not list((cache / TMP).iterdir())
+
+
+def test_a_writers_folder_with_both_names_after_a_power_cut_is_removed(fresh, whole):
+    cache, plan = fresh()
+    writer = dead_after_link(cache, plan)
+    shutil.copytree(cache / TMP / writer, cache / TMP / f"{writer}{BURIED}")
+    recover(cache)
+    assert promised(cache) == whole
+    assert not list((cache / TMP).iterdir())
+
+
+def test_a_folder_whose_removal_lost_the_heartbeat_first_is_removed(fresh):
+    cache, plan = fresh()
+    writer = dead_after_link(cache, plan)
+    (cache / TMP / writer / HEARTBEAT).unlink()
+    (cache / TMP / writer).rename(cache / TMP / f"{writer}{BURIED}")
+    assert [one.path.name for one in find_garbage(cache, writers.Watch())] == [f"{writer}{BURIED}"]
+    recover(cache)
+    assert not list((cache / TMP).iterdir())
 
 
 def test_rolling_forward_twice_at_once_is_harmless(fresh, whole):
