@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from harvest.conversation import ROLES
+from harvest.order import OrderKind
 from harvest.template import ControlPolicy
 from shared.format.layout import BLOCK_ROWS, ROWS_PER_SHARD
 from shared.recipe import Table
@@ -75,6 +76,17 @@ class HarvestConfig(Table):
     """Tokens after which a conversation is cut (the FAST paper's 8,192)."""
     seed: int = 0
     """Seed of the order of conversations."""
+    order: OrderKind = "fast"
+    """What goes through the model in one piece: "fast", each conversation on its own; "block", conversations one
+    after the other, cut every ``block_length`` tokens, with attention across them; "block-masked", the same cuts, but
+    no conversation sees another. Plain text goes with the block orders alone."""
+    block_length: int = Field(2048, ge=2, le=1 << 20)
+    """Tokens of a block (the FAST paper's 2,048)."""
+    separator: Literal["auto", "none", "bos", "eos"] = "auto"
+    """Token before every conversation in a block, unless it begins with that one already. Auto: the tokenizer's BOS;
+    where it has none, EOS before plain text and nothing before chats."""
+    block_bos: Literal["auto", "none", "bos"] = "auto"
+    """Token at the start of every block, in place of a separator there. Auto: the tokenizer's BOS, if it has one."""
     control_tokens: ControlPolicy = "escape"
     """What becomes of control tokens that a user typed: "escape", "keep" or "reject" the conversation."""
     template_variables: dict[str, str] = Field(default_factory=lambda: {"date_string": DEFAULT_DATE})

@@ -8,7 +8,7 @@ own white space (Llama's template trims); what remains after stripping them must
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, Literal, Protocol, cast
 
@@ -55,6 +55,13 @@ class Encoded:
     def cut(self, length: int) -> "Encoded":
         """The first ``length`` tokens."""
         return Encoded(*(getattr(self, name)[:length] for name in self.__dataclass_fields__))
+
+    def as_sequence(self) -> "Encoded":
+        """The same as a sequence of its own: position 0 is `FIRST`. What else begins one, `harvest.order` says."""
+        token_class, token_type = self.token_class.copy(), self.token_type.copy()
+        token_class[:1] = TokenClass.FIRST
+        token_type[:1] |= np.uint16(TokenType.FIRST)
+        return replace(self, token_class=token_class, token_type=token_type)
 
 
 class ChatTemplate:
@@ -286,9 +293,6 @@ def _classify(item: _Rendered, ids: Sequence[int], offsets: Offsets) -> Encoded:
         token_type[token] = np.bitwise_or.reduce(bits[list(overlapped)])
         chosen[token] = min(overlapped, key=lambda number: _rank(spans[number]))
     token_class = classes[chosen]
-    if len(ids):
-        token_class[0] = TokenClass.FIRST
-        token_type[0] |= TokenType.FIRST
     return Encoded(
         token_id=np.array(ids, np.int32),
         token_class=token_class,

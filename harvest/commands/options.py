@@ -1,5 +1,6 @@
 """The options that `harvest run` and `harvest plan` share, and what they resolve to."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,8 @@ def harvest_options(command: CommandT) -> CommandT:
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option("--allow", multiple=True, type=click.Choice(ALLOWED),
                      help="Let a run differ from the cache's plan: batch-budget takes this run's or device's own."),
+        click.option("--processes", type=click.IntRange(min=1), default=os.cpu_count,
+                     help="Processes that encode the conversations of a new plan. Default: the cores."),
         click.option("--fresh", is_flag=True, help="Remove the cache that is there and start over (asks)."),
         click.option("--yes", is_flag=True, help="Answer yes to --fresh."),
     ]

@@ -2,14 +2,17 @@
 
 import errno
 import gzip
+import os
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet
 import torch
 
+from harvest import encoding
 from harvest.conversation import Skipped
 from harvest.data_files import read_file
+from harvest.encoding import Batches, Encoding
 from harvest.hub_dataset import stream_rows
 from harvest.model import find_model
 from harvest.opening import open_plan
@@ -166,3 +169,18 @@ def two_trainings_of_one_layer(w):
 def starting_over_while_a_writer_works(w):
     with writer_folder(w.tmp / "cache"):
         remove_cache(w.tmp / "cache")
+
+
+class Dying:
+    """Ends the process that encodes with it."""
+
+    def encode(self, conversations):
+        os._exit(9)
+
+
+@case(75, "was killed", then="--processes 1")
+def a_process_of_the_plan_that_is_killed(w):
+    w.patch.setattr(encoding, "_ALONE", 0)
+    with Encoding(Dying(), 10, Batches(w.tmp / "kept"), processes=2) as work:
+        list(work.put([tiny.conversation(("user", "hello"))]))
+        list(work.rest())

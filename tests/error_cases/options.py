@@ -228,3 +228,12 @@ def an_unknown_split(w):
 @case(2, "'asistant'", then="Known: ")
 def an_unknown_class(w):
     open_cache(w.cache).rows(classes=["asistant"])
+
+
+@case(2, "no BOS token", then="--set harvest.separator=none")
+def a_separator_that_the_tokenizer_has_not(w):
+    model = w.model()
+    tokenizer = tiny.make_tokenizer("llama3")
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(model)
+    tiny.make_job(model, w.data, order="block", separator="bos")

@@ -39,7 +39,7 @@ def encode(family, turns, policy="escape"):
     """Our result for one conversation."""
     template = TEMPLATES[family] if policy == "escape" else ChatTemplate(TOKENIZERS[family], VARIABLES, policy)
     [result] = template.encode([conversation(*turns)])
-    return result
+    return result if isinstance(result, Skipped) else result.as_sequence()
 
 
 def runs(family, turns):
