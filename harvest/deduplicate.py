@@ -26,7 +26,7 @@ from shared.progress import Progress
 MEMORY_BYTES = 2 << 30
 """What n-grams may take in memory unless told otherwise."""
 
-_CHUNK_CHARACTERS = 1 << 20
+_CHUNK_CHARACTERS = 1 << 16  # what its words and hashes take stays in the processor's caches
 _NOBODY = np.iinfo(np.int64).max
 _NONE = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint64)
 
@@ -106,7 +106,7 @@ def _collect(
         hashes, numbers = ngrams.hashes(chunk)
         occurrences.add(hashes, numbers + len(keys))
         keys.extend(conversation.key for conversation in chunk)
-        progress.advance(len(chunk), million_ngrams=occurrences.num_pairs / 1e6)
+        progress.advance(len(chunk))
 
     with Progress("find n-grams", total=0, unit="conversations") as progress:
         for row in rows:
@@ -125,8 +125,9 @@ def _shared_lists(occurrences: Occurrences) -> SharedLists:
     kept = SharedLists.of(np.zeros(0, np.uint64), np.zeros(0, np.uint32))
     new: list[SharedLists] = []
     num_new = 0
+    ranges = occurrences.shared()
     with Progress("compare n-grams", total=occurrences.num_pairs, unit="n-grams") as progress:
-        for num_pairs, lists in occurrences.shared():
+        for num_pairs, lists in ranges:
             lists = SharedLists.together([lists])
             new.append(lists)
             num_new += len(lists.samples)

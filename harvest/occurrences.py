@@ -89,6 +89,28 @@ def _pick(values: U32, size: I64, kept: I64) -> U32:
     return picked
 
 
+def stable_order(hashes: U64) -> I64:
+    """``np.argsort(hashes, kind="stable")`` of random values, five times as fast.
+
+    Sorts the upper bits with the places in the lower ones, which numpy does with vector instructions, and then
+    those few again that differ in the lower bits alone.
+    """
+    places = np.arange(len(hashes), dtype=np.uint64)
+    lower = np.uint64((1 << len(hashes).bit_length()) - 1)
+    packed = hashes & ~lower
+    packed |= places
+    packed.sort()
+    order = (packed & lower).astype(np.int64)
+    packed &= ~lower
+    ordered = hashes[order]
+    is_alike = packed[1:] == packed[:-1]
+    if (mixed := is_alike & (ordered[1:] != ordered[:-1])).any():
+        of = np.cumsum(np.concatenate([[False], ~is_alike]))
+        again = np.flatnonzero(np.isin(of, of[1:][mixed]))
+        order[again] = order[again[np.argsort(ordered[again], kind="stable")]]
+    return order
+
+
 class Occurrences:
     """Collects (hash, sample) pairs, sample by sample, and then finds the lists of samples that share a hash.
 
@@ -111,7 +133,7 @@ class Occurrences:
         self._runs: list[I64] = []
         """Of each run where each bucket begins, [_BUCKETS + 1], in pairs from the files' beginning."""
         self.num_pairs = 0
-        """Pairs collected so far, those without repetitions in a run."""
+        """Pairs in runs, each once. All that were added, once `shared` was called."""
 
     def add(self, hashes: U64, samples: npt.NDArray[np.int64]) -> None:
         """Take in the pairs of whole samples, whose numbers are above those of all earlier ones.
@@ -128,6 +150,9 @@ class Occurrences:
     def shared(self) -> Iterator[tuple[int, SharedLists]]:
         """The lists of each range of hashes, with the number of pairs it had. Lists of two ranges may be equal."""
         self._close_run()
+        return self._ranges()
+
+    def _ranges(self) -> Iterator[tuple[int, SharedLists]]:
         runs = np.array(self._runs, np.int64).reshape(-1, _BUCKETS + 1)
         per_bucket = np.diff(runs, axis=1).sum(axis=0)
         begin = 0
@@ -140,7 +165,7 @@ class Occurrences:
                 pieces = [(int(run[begin]), int(run[end])) for run in runs if run[begin] < run[end]]
                 hashes = np.concatenate([self._read_hashes(*piece) for piece in pieces])
                 samples = np.concatenate([self._read_samples(*piece) for piece in pieces])
-                order = np.argsort(hashes, kind="stable")  # merges the sorted pieces; a later run has later samples
+                order = stable_order(hashes)  # a later run has later samples
                 yield int(total), SharedLists.of(hashes[order], samples[order])
             begin = end
 
@@ -155,7 +180,7 @@ class Occurrences:
         hashes = np.concatenate([pair[0] for pair in self._open])
         samples = np.concatenate([pair[1] for pair in self._open])
         self._open, self._num_open = [], 0
-        order = np.argsort(hashes, kind="stable")
+        order = stable_order(hashes)
         hashes, samples = hashes[order], samples[order]
         is_new = np.ones(len(hashes), np.bool_)
         is_new[1:] = (hashes[1:] != hashes[:-1]) | (samples[1:] != samples[:-1])

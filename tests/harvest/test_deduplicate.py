@@ -12,6 +12,7 @@ from harvest.config import Deduplicate
 from harvest.conversation import Skipped
 from harvest.deduplicate import find_duplicates
 from harvest.ngrams import Ngrams, mix, window_hashes
+from harvest.occurrences import stable_order
 from tests import tiny
 
 SPACES = (" ", "\t", "\n", "\u00a0", "\u2003", "\u3000", "\u0085", "\u2028", "\x1c", "  ")
@@ -215,6 +216,12 @@ def test_windows_of_repetitive_text_have_hashes_of_their_own():
     morse = np.array([number.bit_count() & 1 for number in range(4096)])
     windows = window_hashes(letters[morse], 2048)
     assert len({*windows.tolist()}) == len({tuple(morse[at : at + 2048]) for at in range(len(windows))})
+
+
+@given(st.lists(st.integers(0, 1 << 12) | st.integers(0, 2**64 - 1), max_size=300), st.integers(0, 63))
+def test_the_order_of_hashes_is_the_stable_one_though_many_differ_in_their_lower_bits_alone(values, shift):
+    hashes = np.array(values, np.uint64) << np.uint64(shift)
+    assert np.array_equal(stable_order(hashes), np.argsort(hashes, kind="stable"))
 
 
 @given(st.integers(1, 70), st.lists(st.integers(0, 3), max_size=90))
