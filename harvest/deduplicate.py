@@ -19,8 +19,8 @@ import numpy as np
 
 from harvest.config import Deduplicate
 from harvest.conversation import Conversation, Skipped
-from harvest.ngrams import U64, Ngrams
-from harvest.occurrences import I64, Occurrences, SharedLists
+from harvest.ngrams import I64, U64, Ngrams
+from harvest.occurrences import Occurrences, SharedLists
 from shared.progress import Progress
 
 MEMORY_BYTES = 2 << 30

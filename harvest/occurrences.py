@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from harvest.ngrams import U64, mix
+from harvest.ngrams import I64, U64, mix
 from shared.storage import translate_errors
 
 U32 = npt.NDArray[np.uint32]
-I64 = npt.NDArray[np.int64]
 
 _BYTES_PER_PAIR = 80
 """Peak memory for a pair while its range of hashes is looked through, or its run is sorted."""
@@ -135,7 +134,7 @@ class Occurrences:
         self.num_pairs = 0
         """Pairs in runs, each once. All that were added, once `shared` was called."""
 
-    def add(self, hashes: U64, samples: npt.NDArray[np.int64]) -> None:
+    def add(self, hashes: U64, samples: I64) -> None:
         """Take in the pairs of whole samples, whose numbers are above those of all earlier ones.
 
         Raises:

@@ -5,13 +5,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvest.config import Deduplicate
 from harvest.conversation import Skipped
 from harvest.deduplicate import find_duplicates
-from harvest.ngrams import Ngrams, mix, window_hashes
+from harvest.ngrams import Ngrams, mix, window_hashes, word_hashes
 from harvest.occurrences import stable_order
 from tests import tiny
 
@@ -83,10 +83,11 @@ OPTIONS = st.builds(
     roles=st.sampled_from([None, ["user"], ["user", "assistant"], ["nobody"]]),
     short_texts=st.sampled_from(["keep", "turns", "samples"]),
 )
-BUDGETS = (0, 1, 700, 20_000, 1 << 24)
+BUDGETS = (0, 5_000, 1 << 24)
 """From a sample a run and every bucket of hashes for itself, in files, to all in memory at once."""
 
 
+@settings(max_examples=80)
 @given(SAMPLES, OPTIONS)
 def test_what_is_dropped_and_for_whom_is_what_algorithm_1_says_at_every_memory(samples, options):
     expected = algorithm_1(samples, options)
@@ -94,6 +95,7 @@ def test_what_is_dropped_and_for_whom_is_what_algorithm_1_says_at_every_memory(s
         assert run(samples, options, memory_bytes) == expected
 
 
+@settings(max_examples=60)
 @given(SAMPLES, OPTIONS.map(lambda options: options.model_copy(update={"action": "together"})))
 def test_together_leaves_no_ngram_on_two_sides(samples, options):
     for memory_bytes in BUDGETS[1:]:
@@ -122,7 +124,7 @@ def realistic(num_samples, seed, num_passages=40):
     return samples
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_samples_as_in_real_sets_are_kept_and_dropped_by_algorithm_1_at_every_memory(seed):
     samples, options = realistic(400, seed), Deduplicate()
     expected = algorithm_1(samples, options)
@@ -196,6 +198,7 @@ def test_skipped_rows_are_not_counted_and_a_duplicate_is_found_by_its_number():
     assert len(find_duplicates(lambda: iter([]), Deduplicate())) == 0
 
 
+@settings(max_examples=60)
 @given(SAMPLES, OPTIONS)
 def test_the_ngram_of_a_duplicate_is_found_in_it_and_in_its_original(samples, options):
     found = find_duplicates(lambda: iter(samples), options)
@@ -206,6 +209,33 @@ def test_the_ngram_of_a_duplicate_is_found_in_it_and_in_its_original(samples, op
         assert ngrams.text_of(samples[original], int(ngram)) == text
     absent = int(mix(np.array([1], np.uint64))[0])
     assert all(ngrams.text_of(one, absent) is None for one in samples)
+
+
+ANY_TEXT = st.text(st.sampled_from([*SPACES[:-1], *NO_SPACES, *"abé世🌍", "\x00"]) | st.characters(codec="utf-8"))
+LONG_WORDS = st.integers(0, 140).map(lambda length: ("0123456789é" * 20)[:length])
+
+
+@settings(max_examples=60)
+@given(st.lists(ANY_TEXT | st.lists(ANY_TEXT | LONG_WORDS).map("".join), max_size=6))
+def test_words_are_those_of_str_split_and_equal_if_and_only_if_their_hashes_are(texts):
+    hashes, counts = word_hashes(texts)
+    assert counts.tolist() == [len(text.split()) for text in texts]
+    words = [word for text in texts for word in text.split()]
+    assert len(hashes) == len(words)
+    assert len({*zip(hashes.tolist(), words, strict=True)}) == len({*words}) == len({*hashes.tolist()})
+
+
+def test_words_of_every_length_that_differ_in_one_byte_have_other_hashes():
+    words = {word for length in range(1, 150) for at in range(length)
+             for word in ("a" * length, "a" * at + "b" + "a" * (length - at - 1))}
+    hashes, _ = word_hashes([" ".join(sorted(words))])
+    assert len({*hashes.tolist()}) == len(words)
+
+
+def test_unicode_whitespace_separates_words_and_nothing_else_does():
+    characters = [chr(point) for point in [*range(0xD800), *range(0xE000, 0x12000), *range(0x12000, 0x110000, 97)]]
+    _, counts = word_hashes([f"a{character}b" for character in characters])
+    assert [count == 2 for count in counts.tolist()] == [character.isspace() for character in characters]
 
 
 def test_windows_of_repetitive_text_have_hashes_of_their_own():
