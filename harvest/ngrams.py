@@ -30,10 +30,8 @@ _EMPTY = np.zeros(0, np.uint64)
 _WHOLE_TURN, _WHOLE_SAMPLE = 1, 2
 """Seeds that keep hashes of whole texts apart from those of n-grams."""
 
-_SPACES = [character for character in map(chr, range(0x10000)) if character.isspace()]
-"""What `str.split()` splits at."""
-_WIDE_SPACES = [space for space in _SPACES if not space.isascii()]
-_IS_SPACE = np.isin(np.arange(256), [ord(space) for space in _SPACES if space.isascii()])
+_WIDE_SPACES = [character for character in map(chr, range(128, 0x10000)) if character.isspace()]
+"""What `str.split()` splits at beyond ASCII."""
 _FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 """Masks for the first 0 to 8 bytes of a little-endian number."""
 _LONG_WORD = 64
@@ -89,7 +87,7 @@ def word_hashes(texts: Sequence[str]) -> tuple[U64, I64]:
                .encode() for text in texts]
     joined = b" ".join([b"", *encoded, b" " * 8])
     data = np.frombuffer(joined, np.uint8)
-    is_space = _IS_SPACE[data]
+    is_space = (data - np.uint8(9) <= 4) | (data - np.uint8(28) <= 4)  # 9 to 13 and 28 to 32: ASCII's; others wrap
     edges = np.flatnonzero(is_space[1:] != is_space[:-1]) + 1
     start, end = edges[::2], edges[1::2]
     length = end - start
