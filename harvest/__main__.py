@@ -4,6 +4,7 @@ import click
 
 from harvest.commands.add_layers import add_layers
 from harvest.commands.compress import compress
+from harvest.commands.deduplicate import deduplicate
 from harvest.commands.diff import diff
 from harvest.commands.doctor import doctor
 from harvest.commands.expand import expand
@@ -26,7 +27,7 @@ def main() -> None:
     """
 
 
-for command in (run, plan, status, verify, repair, gc, add_layers, doctor, diff, compress, expand):
+for command in (run, plan, status, verify, repair, gc, add_layers, doctor, diff, compress, expand, deduplicate):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -37,6 +37,25 @@ class MixturePart(Table):
     """How its rows hold conversations. Default: as its first row says."""
 
 
+class Deduplicate(Table):
+    """N-gram deduplication (`harvest.deduplicate`): Algorithm 1 of the FAST paper (arXiv 2506.07691)."""
+
+    n: int = Field(20, ge=1)
+    """Words or characters of an n-gram. No n-gram crosses a turn."""
+    unit: Literal["words", "characters"] = "words"
+    """What an n-gram is made of: words between unicode whitespace, as str.split() finds them, or code points."""
+    roles: list[str] | None = Field(None, min_length=1)
+    """Roles whose turns count. Default: all, as in the paper; a system prompt of n words and more that conversations
+    have in common then leaves only the first of them."""
+    short_texts: Literal["keep", "turns", "samples"] = "keep"
+    """Texts of fewer than n words, which have no n-gram. "keep": they count for nothing, as in the paper. "turns": a
+    short turn counts as one n-gram, so that a common "Thank you!" drops a conversation. "samples": only where no turn
+    that counts has n words do all these turns as a whole count as one: short chats that are equal are then found."""
+    action: Literal["drop", "together"] = "drop"
+    """What becomes of duplicates. "drop": the first one is kept. "together": all are kept, and those connected by
+    common n-grams, directly or through others, are held out together or trained on together."""
+
+
 class HarvestConfig(Table):
     """What to harvest. Every field has a default that follows from the model, but ``model`` itself."""
 

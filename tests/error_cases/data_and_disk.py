@@ -10,10 +10,13 @@ import pyarrow.parquet
 import torch
 
 from harvest import encoding
+from harvest.config import Deduplicate
 from harvest.conversation import Skipped
 from harvest.data_files import read_file
+from harvest.deduplicate import find_duplicates
 from harvest.encoding import Batches, Encoding
 from harvest.hub_dataset import stream_rows
+from harvest.kept_chats import write_kept
 from harvest.model import find_model
 from harvest.opening import open_plan
 from harvest.run import harvest
@@ -72,6 +75,15 @@ def a_split_that_a_data_set_does_not_have(w):
     (w.tmp / "hub").mkdir()
     shutil.copy(w.data, w.tmp / "hub" / "train.jsonl")
     list(stream_rows(str(w.tmp / "hub"), "main", "tset"))
+
+
+@case(65, "data.jsonl", then="the same command again")
+def data_that_changes_while_it_is_deduplicated(w):
+    Path("data.jsonl").write_bytes(w.data.read_bytes() * 2)
+    source, options = find_source("data.jsonl"), Deduplicate()
+    duplicates = find_duplicates(source.read, options)
+    Path("data.jsonl").write_bytes(w.data.read_bytes())
+    write_kept(source, duplicates, options, None, None)
 
 
 @case(74, "data.jsonl", "No such file", then="Check the disk")

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from huggingface_hub import errors as hub
 
+from harvest.commands.deduplicate import find_output, parse_roles
 from harvest.commands.options import cache_path, resolve
 from harvest.device import find_device
 from harvest.forward import Forward
@@ -237,3 +238,25 @@ def a_separator_that_the_tokenizer_has_not(w):
     tokenizer.bos_token = None
     tokenizer.save_pretrained(model)
     tiny.make_job(model, w.data, order="block", separator="bos")
+
+
+@case(2, "'kept.parquet'", then="kept.jsonl")
+def chats_to_be_written_as_something_else(w):
+    find_output("kept.parquet", str(w.data), find_source(str(w.data)))
+
+
+@case(2, "chats.jsonl'", then="Expected another file")
+def chats_to_be_written_over_the_data(w):
+    find_output(str(w.data), str(w.data), find_source(str(w.data)))
+
+
+@case(2, "'chats/kept.jsonl'", "'chats'", then="another folder")
+def chats_to_be_written_among_the_data(w):
+    Path("chats").mkdir()
+    Path("chats/one.jsonl").write_bytes(w.data.read_bytes())
+    find_output("chats/kept.jsonl", "chats", find_source("chats"))
+
+
+@case(2, "'asistant'", then='--roles "user assistant"')
+def a_role_that_no_turn_has(w):
+    parse_roles("asistant")

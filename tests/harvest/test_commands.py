@@ -342,7 +342,7 @@ def test_verify_names_the_damaged_file(command, cache_folder, tmp_path):
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("name", ["run", "plan", "status", "verify"])
+@pytest.mark.parametrize("name", ["run", "plan", "status", "verify", "deduplicate"])
 def test_help_has_an_example(command, name):
     ended = command.run(name, "--help")
     assert ended.code == 0
