@@ -4,12 +4,11 @@ A byte-level tokenizer cuts some characters into several tokens, none of which i
 neighbours make one piece. White space that would not be seen gets a sign.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from shared.reading.cache import Cache
-from shared.reading.layer_rows import Rows
+Decode = Callable[[Sequence[int]], str]
+"""Token ids to text, control tokens included: `shared.reading.vocabulary.Vocabulary.decode`, or a tokenizer's."""
 
 _KEPT = " \N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 """Not printable by Python's rule, and yet part of words and emoji."""
@@ -25,20 +24,20 @@ class Piece:
     text: str
     start: int
     stop: int
-    """Which of the rows it stands for: ``rows[start:stop]``."""
+    """Which of the ids it stands for: ``ids[start:stop]``."""
 
 
-def pieces(cache: Cache, rows: Rows) -> list[Piece]:
-    """The text of consecutive rows of one conversation, piece by piece; together they cover all rows."""
-    ids = [int(number) for number in cache.token_id[np.asarray(rows, np.int64)]]
-    alone = cache.vocabulary.decode_each(ids)
+def pieces(ids: Sequence[int], decode: Decode) -> list[Piece]:
+    """The text of consecutive tokens of one conversation, piece by piece; together they cover all of them."""
+    ids = [int(number) for number in ids]
+    alone = [decode([number]) for number in ids]
     found: list[Piece] = []
     start = 0
     while start < len(ids):
         stop, text = start + 1, alone[start]
         while _BROKEN in text and stop < min(len(ids), start + _LONGEST_CHARACTER) and _BROKEN in alone[stop]:
             stop += 1
-            text = cache.vocabulary.decode(ids[start:stop])
+            text = decode(ids[start:stop])
         if _BROKEN in text:  # no character of the text after all: show each token for itself
             stop, text = start + 1, alone[start]
         found.append(Piece(text, start, stop))
@@ -48,6 +47,8 @@ def pieces(cache: Cache, rows: Rows) -> list[Piece]:
 
 def visible(text: str, line_breaks: bool = False) -> str:
     """Text with signs for what would not be seen: newlines, tabs, other control characters.
+
+    What it returns can be sent to a terminal: no escape sequence and no change of writing direction is left.
 
     Args:
         line_breaks: keep a newline behind its sign.
