@@ -14,6 +14,7 @@ from harvest.inspection_view import Distribution, ShownRow, distributions, facts
 from shared.format.tokens import TokenClass
 from shared.showing.conversation import ShownConversation, ShownToken
 from shared.showing.looks import LOOKS
+from shared.showing.token_text import visible_alone
 
 _BOUNDARY = "┊"
 """Between two tokens where there are no colours."""
@@ -98,8 +99,9 @@ def _turns(conversation: ShownConversation) -> Table:
 
 def _append(text: Text, token: ShownToken, is_even: bool) -> None:
     """A token in its colours; a line break behind it has none, or it would run to the edge of the window."""
-    text.append(token.text.rstrip("\n"), _style(token.token_class, is_even))
-    text.append(token.text[len(token.text.rstrip("\n")):])
+    shown = token.text.rstrip("\n")
+    text.append(visible_alone(shown), _style(token.token_class, is_even))
+    text.append(token.text[len(shown):])
 
 
 def _style(kind: TokenClass, is_even: bool = False) -> Style:
@@ -117,7 +119,7 @@ def _lines(conversation: ShownConversation) -> Table:
     for number, turn in enumerate(conversation.turns):
         table.add_row(Text(f"turn {number}: {turn.role}", "bold"), Text())
         for name, tokens in groupby(turn.tokens, key=lambda token: token.class_name):
-            joined = _BOUNDARY.join(token.text for token in tokens)
+            joined = _BOUNDARY.join(visible_alone(token.text) for token in tokens)
             joined = joined.removesuffix("\n").replace(f"\n{_BOUNDARY}", f"{_BOUNDARY}\n")
             table.add_row(Text(f"  {name}"), Text(joined))
     return table

@@ -1,5 +1,8 @@
 """`python -m harvest inspect`: conversations as the model will see them, before GPU hours are spent."""
 
+import io
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +63,10 @@ def inspect(
         job, _ = resolve(num_tokens=None, layers=None, cache_name=None, device="cpu", fresh=False, yes=False, **options)
         found = inspect_source(job, wanted)
     rows = [show_row(found, seen, tokens) for seen in found.shown]
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in console._environ:
-        console.width = _PIPE_WIDTH
-    print_inspection(console, found, rows)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the encoding lacks a sign, say which one
+    is_pipe = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    print_inspection(Console(highlight=False, width=_PIPE_WIDTH if is_pipe else None), found, rows)
     if html is not None:
         write_page(html, found, rows)
         click.echo(f"page     {html}")

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, control tokens included: `shared.reading.vocabulary.Vocabulary.decode`, or a tokenizer's."""
 
-_KEPT = " \N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+_JOINERS = "\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
 """Not printable by Python's rule, and yet part of words and emoji."""
+_NO_WIDTH = _JOINERS + "".join(chr(code) for code in range(0xFE00, 0xFE10))
+"""These and the variation selectors are seen in what stands around them only."""
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER = 12
 """Tokens that may make one character; an emoji of several code points has as many bytes."""
@@ -59,8 +61,21 @@ def visible(text: str, line_breaks: bool = False) -> str:
             out.append("↵\n" if line_breaks else "↵")
         elif char == "\t":
             out.append("⇥")
-        elif not char.isprintable() and char not in _KEPT:
-            out.append(f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}")
+        elif not char.isprintable() and char not in _JOINERS:
+            out.append(_number(char))
         else:
             out.append(char)
     return "".join(out)
+
+
+def visible_alone(text: str) -> str:
+    """Text of a token in a terminal, where letters of neighbours in other colours are not joined to one sign.
+
+    A token that is nothing but joiners gets a sign too: it would be unseen, and some terminals draw what follows it
+    in the wrong place or not at all.
+    """
+    return text if text.strip(_NO_WIDTH) else "".join(map(_number, text))
+
+
+def _number(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from huggingface_hub import errors as hub
 
+from harvest.commands.inspect import inspect
 from harvest.commands.options import cache_path, resolve
 from harvest.device import find_device
 from harvest.forward import Forward
 from harvest.hub import hub_errors
+from harvest.inspection_sample import Wanted, inspect_cache, inspect_source
 from harvest.model import find_model
 from harvest.opening import open_plan
 from harvest.sources import find_source
@@ -228,3 +230,28 @@ def an_unknown_split(w):
 @case(2, "'asistant'", then="Known: ")
 def an_unknown_class(w):
     open_cache(w.cache).rows(classes=["asistant"])
+
+
+@case(2, "'some'", "from 1", then="--sample 2000")
+def a_sample_that_is_no_number(w):
+    inspect.main(["--model", str(w.llama), "--sample", "some"], standalone_mode=False)
+
+
+@case(2, "--model", "does not go with a cache", then="Leave out one of them")
+def a_cache_and_a_model_to_inspect(w):
+    inspect.main([str(w.cache), "--model", str(w.llama)], standalone_mode=False)
+
+
+@case(2, "--number 99999", "60 conversations", then="Choose --number")
+def a_conversation_that_is_not_in_the_plan(w):
+    inspect_cache(open_cache(w.cache), Wanted(numbers=(99999,)))
+
+
+@case(2, "--number 60", "chats.jsonl", then="smaller --number")
+def a_row_past_the_end(w):
+    inspect_source(w.job(), Wanted(numbers=(59, 60)))
+
+
+@case(2, "'chats.jsonl:61'", then="--place my.jsonl:17")
+def a_place_where_no_row_is(w):
+    inspect_source(w.job(), Wanted(places=("chats.jsonl:60", "chats.jsonl:61")))
