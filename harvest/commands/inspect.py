@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ def inspect(
         if given:
             raise RecipeError(f"{given[0].replace('overrides', 'set')} does not go with a cache ({cache!r}): its plan "
                               "says what it holds. Leave out one of them; --number picks a conversation.")
+        if Path(cache).is_file():
+            raise RecipeError(f"{cache!r} is a file, and no cache. For a file of conversations: --model NAME --dataset "
+                              f"{shlex.quote(cache)}")
         found = inspect_cache(open_cache(cache_path(cache)), wanted)
     else:
         job, _ = resolve(num_tokens=None, layers=None, cache_name=None, device="cpu", fresh=False, yes=False, **options)

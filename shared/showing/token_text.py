@@ -32,14 +32,21 @@ class Piece:
 def pieces(ids: Sequence[int], decode: Decode) -> list[Piece]:
     """The text of consecutive tokens of one conversation, piece by piece; together they cover all of them."""
     ids = [int(number) for number in ids]
-    alone = [decode([number]) for number in ids]
+    lead = decode(ids[:1])
+
+    def text_of(start: int, stop: int) -> str:
+        """Behind the first token: SentencePiece's decoders take away a space that a text begins with."""
+        joined = decode([ids[0], *ids[start:stop]]) if start and _BROKEN not in lead else ""
+        return joined.removeprefix(lead) if joined.startswith(lead) and joined else decode(ids[start:stop])
+
+    alone = [text_of(number, number + 1) for number in range(len(ids))]
     found: list[Piece] = []
     start = 0
     while start < len(ids):
         stop, text = start + 1, alone[start]
         while _BROKEN in text and stop < min(len(ids), start + _LONGEST_CHARACTER) and _BROKEN in alone[stop]:
             stop += 1
-            text = decode(ids[start:stop])
+            text = text_of(start, stop)
         if _BROKEN in text:  # no character of the text after all: show each token for itself
             stop, text = start + 1, alone[start]
         found.append(Piece(text, start, stop))

@@ -255,3 +255,8 @@ def a_row_past_the_end(w):
 @case(2, "'chats.jsonl:61'", then="--place my.jsonl:17")
 def a_place_where_no_row_is(w):
     inspect_source(w.job(), Wanted(places=("chats.jsonl:60", "chats.jsonl:61")))
+
+
+@case(2, "chats.jsonl", then="--dataset")
+def a_data_file_in_the_place_of_a_cache(w):
+    inspect.main([str(w.data)], standalone_mode=False)

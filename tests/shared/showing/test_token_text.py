@@ -5,6 +5,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders
 
 from shared.showing.token_text import pieces, visible, visible_alone
 
@@ -34,6 +35,15 @@ def test_no_text_reaches_a_terminal_as_an_escape_sequence_or_turns_its_direction
     kinds = {char: unicodedata.category(char) for char in visible(text, line_breaks)}
     assert not {char for char, kind in kinds.items() if kind in {"Cc", "Cf", "Zl", "Zp", "Cs"}} - set("\n\u200c\u200d")
     assert line_breaks or "\n" not in kinds
+
+
+def test_a_word_keeps_the_space_that_it_begins_with():
+    """The decoder of Llama-2 and Mistral, which takes away a space at the beginning of a text."""
+    words = ["<s>", "▁hello", "▁there", "<0xC3>", "<0xA9>", "▁", "x"]
+    decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    found = pieces(range(len(words)), lambda ids: decoder.decode([words[number] for number in ids]))
+    assert [piece.text for piece in found] == ["<s>", " hello", " there", "é", " ", "x"]
 
 
 @given(st.text(min_size=1, max_size=20))
