@@ -12,15 +12,16 @@ from rich.text import Text
 from harvest.inspection_sample import Inspection
 from harvest.inspection_view import Distribution, ShownRow, distributions, facts, legend
 from shared.format.tokens import TokenClass
-from shared.showing.conversation import ShownConversation, ShownToken
+from shared.showing.conversation import ShownConversation
 from shared.showing.looks import LOOKS
 from shared.showing.token_text import visible_alone
 
 _BOUNDARY = "┊"
 """Between two tokens where there are no colours."""
 _BAR = 24
-_COLOURED = ("256", "truecolor")
-"""Terminals that can tell our light backgrounds apart."""
+_OTHER_TOKEN = {"truecolor": "Two shades alternate from token to token", "256": "Every other token is underlined"}
+"""How a token is told from the next one, in the terminals that can show our light backgrounds; of the two shades a
+terminal of 256 colours would make greys."""
 
 
 def print_inspection(console: Console, found: Inspection, rows: list[ShownRow]) -> None:
@@ -28,17 +29,18 @@ def print_inspection(console: Console, found: Inspection, rows: list[ShownRow]) 
 
     All text is built as `Text`, so that nothing of a conversation is taken for markup.
     """
-    coloured = console.color_system in _COLOURED and not console.no_color
+    colours = "" if console.no_color else console.color_system or ""
+    coloured = colours in _OTHER_TOKEN
     for row in rows:
         console.print(_heading(row.title))
         if row.conversation:
-            console.print(_turns(row.conversation) if coloured else _lines(row.conversation))
+            console.print(_turns(row.conversation, colours) if coloured else _lines(row.conversation))
         if row.note:
             console.print(Text(row.note, "italic"))
         console.print()
     if rows:
         console.print(_legend(rows, coloured))
-        signs = "Two shades alternate from token to token" if coloured else f"{_BOUNDARY} stands between two tokens"
+        signs = _OTHER_TOKEN.get(colours, f"{_BOUNDARY} stands between two tokens")
         console.print(Text(f"{signs}. ↵ newline, ⇥ tab, ␣ space of the template, \\x1b control character.\n", "italic"))
     console.print(_heading("Statistics"))
     table = _grid()
@@ -84,7 +86,7 @@ def _bars(distribution: Distribution) -> Table:
     return table
 
 
-def _turns(conversation: ShownConversation) -> Table:
+def _turns(conversation: ShownConversation, colours: str) -> Table:
     """Turns in colours, whose role stands beside them."""
     table = _grid()
     number = 0
@@ -92,25 +94,22 @@ def _turns(conversation: ShownConversation) -> Table:
         text = Text()
         for token in turn.tokens:
             number += 1
-            _append(text, token, is_even=number % 2 == 0)
+            style = _style(token.token_class)
+            if number % 2 == 0:
+                style += Style(underline=True) if colours == "256" else _style(token.token_class, 0.9)
+            shown = token.text.rstrip("\n")
+            text.append(visible_alone(shown), style)
+            text.append(token.text[len(shown):])  # without colours, which would run to the edge of the window
         table.add_row(Text(turn.role, "bold"), text)
     return table
 
 
-def _append(text: Text, token: ShownToken, is_even: bool) -> None:
-    """A token in its colours; a line break behind it has none, or it would run to the edge of the window."""
-    shown = token.text.rstrip("\n")
-    text.append(visible_alone(shown), _style(token.token_class, is_even))
-    text.append(token.text[len(shown):])
-
-
-def _style(kind: TokenClass, is_even: bool = False) -> Style:
+def _style(kind: TokenClass, shade: float = 1.0) -> Style:
+    """Colours of a class; a shade under 1 is darker."""
     look = LOOKS[kind]
-    background = Color.parse(look.background)
-    if is_even:
-        assert background.triplet is not None
-        background = Color.from_rgb(*(round(0.9 * part) for part in background.triplet))
-    return Style(color=look.ink, bgcolor=background, bold=look.bold or None, italic=look.italic or None)
+    background = Color.parse(look.background).get_truecolor()
+    darker = Color.from_rgb(*(round(shade * part) for part in background))
+    return Style(color=look.ink, bgcolor=darker, bold=look.bold or None, italic=look.italic or None)
 
 
 def _lines(conversation: ShownConversation) -> Table:

@@ -2,10 +2,12 @@
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
+from rich.style import Style
 
 from harvest.inspection_page import write_page
 from harvest.inspection_sample import Wanted, inspect_source
@@ -32,6 +34,7 @@ def found(qwen2, tmp_path_factory):
 
 
 def printed(found, longest=10_000, **options):
+    Style._add.cache_clear()  # rich keeps styles as they were written for the last terminal, in a process that has two
     out = io.StringIO()
     rows = [show_row(found, row, longest) for row in found.shown]
     print_inspection(Console(file=out, width=100, **options), found, rows)
@@ -49,6 +52,19 @@ def test_nothing_of_a_conversation_controls_the_terminal(found, colours):
         assert "\\x1b" in text
         assert "\\u202e" in text
         assert "[red]" in text.replace("┊", "")
+
+
+@pytest.mark.parametrize(("colours", "backgrounds", "sign"), [("truecolor", 2, "Two shades"), ("256", 1, "underlined")])
+def test_neighbouring_tokens_of_a_class_look_different_and_keep_its_colour(found, colours, backgrounds, sign):
+    alone = replace(found, shown=found.shown[1:])
+    tokens = [token for turn in show_row(found, found.shown[1], 10_000).conversation.turns for token in turn.tokens]
+    of_user = {token.text for token in tokens if token.token_class == TokenClass.USER}
+    of_user -= {token.text for token in tokens if token.token_class != TokenClass.USER}
+    text = printed(alone, force_terminal=True, color_system=colours, _environ={})
+    styles = {style for style, shown in re.findall(r"\x1b\[([\d;]+)m([^\x1b]+)\x1b", text) if shown in of_user}
+    assert len(styles) == 2
+    assert len({re.search(r"48;[25];[\d;]+", style)[0] for style in styles}) == backgrounds
+    assert sign in text
 
 
 @pytest.mark.parametrize("options", [
