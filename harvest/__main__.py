@@ -9,6 +9,7 @@ from harvest.commands.diff import diff
 from harvest.commands.doctor import doctor
 from harvest.commands.expand import expand
 from harvest.commands.gc import gc
+from harvest.commands.inspect import inspect
 from harvest.commands.plan import plan
 from harvest.commands.repair import repair
 from harvest.commands.run import run
@@ -27,7 +28,9 @@ def main() -> None:
     """
 
 
-for command in (run, plan, status, verify, repair, gc, add_layers, doctor, diff, compress, expand, deduplicate):
+for command in (
+    run, plan, inspect, deduplicate, status, verify, repair, gc, add_layers, doctor, diff, compress, expand,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import torch
 from huggingface_hub import errors as hub
 
 from harvest.commands.deduplicate import find_output, parse_roles
+from harvest.commands.inspect import inspect
 from harvest.commands.options import cache_path, resolve
 from harvest.device import find_device
 from harvest.forward import Forward
 from harvest.hub import hub_errors
+from harvest.inspection_sample import Wanted, inspect_cache, inspect_source
 from harvest.model import find_model
 from harvest.opening import open_plan
 from harvest.sources import find_source
@@ -260,3 +262,33 @@ def chats_to_be_written_among_the_data(w):
 @case(2, "'asistant'", then='--roles "user assistant"')
 def a_role_that_no_turn_has(w):
     parse_roles("asistant")
+
+
+@case(2, "'some'", "from 1", then="--sample 2000")
+def a_sample_that_is_no_number(w):
+    inspect.main(["--model", str(w.llama), "--sample", "some"], standalone_mode=False)
+
+
+@case(2, "--model", "does not go with a cache", then="Leave out one of them")
+def a_cache_and_a_model_to_inspect(w):
+    inspect.main([str(w.cache), "--model", str(w.llama)], standalone_mode=False)
+
+
+@case(2, "--number 99999", "60 conversations", then="Choose --number")
+def a_conversation_that_is_not_in_the_plan(w):
+    inspect_cache(open_cache(w.cache), Wanted(numbers=(99999,)))
+
+
+@case(2, "--number 60", "chats.jsonl", then="smaller --number")
+def a_row_past_the_end(w):
+    inspect_source(w.job(), Wanted(numbers=(59, 60)))
+
+
+@case(2, "'chats.jsonl:61'", then="--place my.jsonl:17")
+def a_place_where_no_row_is(w):
+    inspect_source(w.job(), Wanted(places=("chats.jsonl:60", "chats.jsonl:61")))
+
+
+@case(2, "chats.jsonl", then="--dataset")
+def a_data_file_in_the_place_of_a_cache(w):
+    inspect.main([str(w.data)], standalone_mode=False)
