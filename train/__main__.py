@@ -1,4 +1,4 @@
-"""``python -m train``: see ``python -m train --help``."""
+"""Stage 2 on the command line: python -m train --help."""
 
 import logging
 
@@ -8,9 +8,14 @@ from shared.terminal import run_command
 from train.commands.run import run
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Train sparse autoencoders from a cache of activations. No language model is loaded."""
+    """Train sparse autoencoders from a cache of activations. No language model is loaded.
+
+    \b
+    Example:
+      python -m train run --layer 9
+    """
 
 
 main.add_command(run)

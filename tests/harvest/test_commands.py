@@ -342,14 +342,6 @@ def test_verify_names_the_damaged_file(command, cache_folder, tmp_path):
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("name", ["run", "plan", "status", "verify", "deduplicate"])
-def test_help_has_an_example(command, name):
-    ended = command.run(name, "--help")
-    assert ended.code == 0
-    assert "Example" in ended.out
-    assert f"python -m harvest {name}" in ended.out
-
-
 def test_an_unknown_option_is_usage(command):
     assert command.run("run", "--colour", "red").code == 2
     assert command.run("nosuch").code == 2

@@ -106,13 +106,6 @@ def test_what_is_wrong_with_the_arguments_is_told(command, arguments, code, said
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("name", ["compress", "expand"])
-def test_help_has_an_example(command, name):
-    ended = command.run(name, "--help")
-    assert ended.code == 0
-    assert f"python -m harvest {name} caches/demo" in ended.out
-
-
 def test_a_cache_that_is_no_archive_cannot_be_expanded(command, cache_folder, tmp_path):
     ended = command.run("expand", cache_folder, tmp_path / "new")
     assert ended.code == 2

@@ -264,11 +264,3 @@ def test_doctor_leaves_nothing_behind_and_fails_where_something_needed_is_missin
     assert "FAIL  link" in broken.out
     assert "CACHE=/scratch/name" in broken.err
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["repair", "gc", "add-layers", "doctor", "diff"])
-def test_help_has_an_example(command, name):
-    ended = command.run(name, "--help")
-    assert ended.code == 0
-    assert "Example" in ended.out
-    assert f"python -m harvest {name}" in ended.out

@@ -47,10 +47,6 @@ def test_fresh_asks_and_then_trains_again(invoke, tmp_path):
     assert weights.stat().st_mtime_ns > before
 
 
-def test_help_has_an_example(invoke):
-    assert "python -m train run --layer 9" in invoke("--help").output
-
-
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "Which layer"),
     (["--layer", "3", "--expansion", "8 x"], "--expansion must be positive numbers"),
