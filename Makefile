@@ -91,6 +91,7 @@ check: $(READY) ## Lint and types
 bench: $(READY) $(PEERS)/.ready ## Speed, as ratios, contenders interleaved in one run (after make demo: it reads its cache)
 	$(PY) -m benchmarks.harvest_speed
 	$(PY) -m benchmarks.harvest_memory
+	$(PY) -m benchmarks.plan
 	$(PY) -m benchmarks.reader_speed
 	$(PY) -m benchmarks.cache_checks
 	$(PY) -m benchmarks.cache_tiers
