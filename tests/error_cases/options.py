@@ -228,3 +228,12 @@ def an_unknown_split(w):
 @case(2, "'asistant'", then="Known: ")
 def an_unknown_class(w):
     open_cache(w.cache).rows(classes=["asistant"])
+
+
+@case(2, "You are Otter", then="harvest.drop_default_system=false")
+def a_default_system_prompt_that_is_no_turn(w):
+    folder = w.model()
+    text = ("{% if messages[0].role != 'system' %}You are Otter, a helper. {% endif %}"
+            "{% for message in messages %}{{ message.role + ': ' + message.content + eos_token }}{% endfor %}")
+    (folder / "chat_template.jinja").write_text(text)
+    tiny.make_job(folder, w.data, drop_default_system=True)
