@@ -83,6 +83,14 @@ class HarvestConfig(Table):
     roles: list[str] = Field(list(ROLES), min_length=1)
     """Roles that a conversation may have. A row with another is skipped and counted (unknown_role), as are rows with
     tools (has_tools) and with pictures or sound (has_media): without them it would be another conversation."""
+    merge_same_role: bool = False
+    """Make one turn of neighbouring turns of the same role, for templates that want roles to alternate. Their texts
+    are joined by a blank line, blank ones left out; see harvest/normalise.py."""
+    fold_system: bool = False
+    """Put system turns at the start of a conversation before the text of its first user turn, with a blank line
+    between, for templates that take no system turn; before merge_same_role."""
+    drop_default_system: bool = False
+    """Leave out the system turn that the template puts where a conversation has none (Qwen2.5's, SmolLM2's)."""
     layers: list[int] | None = Field(None, min_length=1)
     """Decoder layers, 0-based. Default: the registry's, else those at 1/4, 1/2 and 3/4 of the depth."""
     num_tokens: int | None = Field(None, gt=0)

@@ -31,6 +31,10 @@ _TEMPLATE_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 """Settings of the tokenizer that a chat template sees as variables."""
 
 
+_NORMALISATION = ("merge_same_role", "fold_system", "drop_default_system")
+"""Switches that are part of the identity where they are on: caches from before there were any keep theirs."""
+
+
 def make_identity(
     config: HarvestConfig, model: ModelSource, source: Source | Mixture, order: Order, tokenizer: str,
     sizes: dict[str, Any],
@@ -48,6 +52,7 @@ def make_identity(
         "template_date": config.template_date.isoformat(),
         "dataset": source.identity,
         **({"roles": sorted(config.roles)} if {*config.roles} != {*ROLES} else {}),
+        **{name: True for name in _NORMALISATION if getattr(config, name)},
         "order": order.identity,
         "seed": config.seed,
         "max_length": config.max_length,

@@ -144,7 +144,8 @@ def prepare(
         raise RecipeError(f"Layer {beyond[0]} is out of range: {model.name} has layers 0 to {num_layers - 1}. Choose "
                           "among those: --layers \"4 12\" (make: SET=harvest.layers=[4,12])")
     tokenizer = model.tokenizer()
-    template = ChatTemplate(tokenizer, config.template_variables, config.control_tokens, config.template_date)
+    template = ChatTemplate(tokenizer, config.template_variables, config.control_tokens, config.template_date,
+                            drop_default_system=config.drop_default_system)
     return Job(
         config=config,
         model=model,

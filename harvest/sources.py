@@ -1,7 +1,7 @@
 """Where conversations come from: the embedded chats, local files, a data set of the hub."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from harvest.data_files import EXPECTED, Row, files_digest, find_files, kind_of,
 from harvest.hub import kept_commit, resolve_commit
 from harvest.known_datasets import KNOWN_DATASETS, KnownDataset
 from harvest.layouts import LAYOUTS, TEXT, detect_layout
+from harvest.normalise import AS_IT_IS, Normalisation, normalise
 from shared.errors import DataError, RecipeError
 
 EMBEDDED = "chitchat"
@@ -27,6 +28,7 @@ class Source:
     layout: str | None = None
     """How a row holds its conversation, of `harvest.layouts.LAYOUTS`; None: as the first row says that fits one."""
     roles: Collection[str] = ROLES
+    normalisation: Normalisation = AS_IT_IS
 
     @property
     def names(self) -> list[str]:
@@ -34,11 +36,15 @@ class Source:
         return [self.name]
 
     def read(self) -> Iterator[Conversation | Skipped]:
-        """Conversations in the order of the source; a malformed row is `Skipped` with its reason.
+        """Conversations in the order of the source, normalised; a malformed row is `Skipped` with its reason.
 
         Raises:
             DataError: the rows hold plain text, or a file is damaged.
         """
+        for row in self._parsed():
+            yield row if isinstance(row, Skipped) else normalise(row, self.normalisation)
+
+    def _parsed(self) -> Iterator[Conversation | Skipped]:
         if self.name == EMBEDDED and not self.files:
             yield from embedded.read_chats()
             return
@@ -69,7 +75,8 @@ class Source:
 
 def find_source(
     name: str, split: str = "train", revision: str | None = None, kept: Mapping[str, Any] | None = None, *,
-    config: str | None = None, layout: str | None = None, roles: Collection[str] = ROLES, text: bool = False,
+    config: str | None = None, layout: str | None = None, roles: Collection[str] = ROLES,
+    normalisation: Normalisation = AS_IT_IS, text: bool = False,
 ) -> Source:
     """Resolve a data set by alias, path, pattern or hub id; a hub data set's revision becomes a commit.
 
@@ -86,7 +93,8 @@ def find_source(
     named = {"layout": layout} if layout else {}
     if name == EMBEDDED:
         fingerprint = embedded.chat_fingerprint()
-        return Source(name, {"name": name, "sha256": fingerprint, "min_turns": embedded.MIN_TURNS}, roles=roles)
+        return Source(name, {"name": name, "sha256": fingerprint, "min_turns": embedded.MIN_TURNS}, roles=roles,
+                      normalisation=normalisation)
     known = KNOWN_DATASETS.get(name)
     files = find_files(name) if known is None else None
     layout = layout or (known.layout if known else None)
@@ -99,8 +107,10 @@ def find_source(
         # Text files are text by their ending alone, which their bytes do not tell.
         named = {"layout": layout} if layout == TEXT else named
         title = files[0].name if len(files) == 1 else (Path(name).name or Path(name).resolve().name)
-        return Source(title, {"name": title, "xxh3": files_digest(files), **named}, files, layout, roles)
-    return _hub_source(name, known, split, revision, kept, config, layout, named, roles)
+        return Source(title, {"name": title, "xxh3": files_digest(files), **named}, files, layout, roles,
+                      normalisation)
+    found = _hub_source(name, known, split, revision, kept, config, layout, named, roles)
+    return replace(found, normalisation=normalisation)
 
 
 def _hub_source(

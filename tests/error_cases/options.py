@@ -292,3 +292,12 @@ def a_place_where_no_row_is(w):
 @case(2, "chats.jsonl", then="--dataset")
 def a_data_file_in_the_place_of_a_cache(w):
     inspect.main([str(w.data)], standalone_mode=False)
+
+
+@case(2, "You are Otter", then="harvest.drop_default_system=false")
+def a_default_system_prompt_that_is_no_turn(w):
+    folder = w.model()
+    text = ("{% if messages[0].role != 'system' %}You are Otter, a helper. {% endif %}"
+            "{% for message in messages %}{{ message.role + ': ' + message.content + eos_token }}{% endfor %}")
+    (folder / "chat_template.jinja").write_text(text)
+    tiny.make_job(folder, w.data, drop_default_system=True)
