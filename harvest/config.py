@@ -52,8 +52,9 @@ class Deduplicate(Table):
     short turn counts as one n-gram, so that a common "Thank you!" drops a conversation. "samples": only where no turn
     that counts has n words do all these turns as a whole count as one: short chats that are equal are then found."""
     action: Literal["drop", "together"] = "drop"
-    """What becomes of duplicates. "drop": the first one is kept. "together": all are kept, and those connected by
-    common n-grams, directly or through others, are held out together or trained on together."""
+    """What becomes of duplicates. "drop": the first one is kept. "together": those connected by common n-grams,
+    directly or through others, stand on one side: one that is held out by its own key while the first of them is not,
+    or the other way round, is left out (to move it would train on what another plan holds out)."""
 
 
 class HarvestConfig(Table):
@@ -91,6 +92,8 @@ class HarvestConfig(Table):
     between, for templates that take no system turn; before merge_same_role."""
     drop_default_system: bool = False
     """Leave out the system turn that the template puts where a conversation has none (Qwen2.5's, SmolLM2's)."""
+    deduplicate: Deduplicate | None = None
+    """Leave duplicates out, in the order in which the data set is read; see `Deduplicate`. Default: all are kept."""
     layers: list[int] | None = Field(None, min_length=1)
     """Decoder layers, 0-based. Default: the registry's, else those at 1/4, 1/2 and 3/4 of the depth."""
     num_tokens: int | None = Field(None, gt=0)

@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 import xxhash
 
-from harvest.layouts import LAYOUTS, MEDIA_COLUMNS, TOOL_COLUMNS, messages_of
+from harvest.layouts import LAYOUTS, MEDIA_COLUMNS, TEXT, TOOL_COLUMNS, messages_of
 from shared.digests import canonical_json
+
+_TEXT = ""
+"""Role of plain text, which has no turns; no message of a chat has it."""
 
 ROLES = ("system", "user", "assistant")
 """Roles that a conversation may have, unless the recipe says otherwise."""
@@ -15,7 +18,7 @@ ROLES = ("system", "user", "assistant")
 Reason = Literal[
     "not_an_object", "not_json", "too_long", "no_messages", "bad_message", "bad_role", "unknown_role", "bad_content",
     "bad_unicode", "has_tools", "has_media", "control_token", "private_use", "template_error", "template_rewrites",
-    "no_tokens",
+    "no_tokens", "duplicate", "other_side",
 ]
 """Why a row is skipped: all codes there are. docs/errors.md says what each means."""
 
@@ -40,6 +43,16 @@ class Conversation:
     """Where it was read, for messages about it: "my.jsonl:17"."""
     source: int = 0
     """Number of its data set in a mixture."""
+
+    @classmethod
+    def of_text(cls, text: str, place: str) -> "Conversation":
+        """Plain text, for block training: it goes through no chat template."""
+        return cls((Message(_TEXT, text),), place)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is plain text."""
+        return self.messages[0].role == _TEXT
 
     @property
     def key(self) -> int:
@@ -81,6 +94,9 @@ def parse_row(
     """
     if not isinstance(row, Mapping):
         return Skipped(place, "not_an_object", f"expected an object with messages; got {type(row).__name__}")
+    if layout == TEXT:
+        problem = _problem_of_text(row.get("text"))
+        return Skipped(place, *problem) if problem else Conversation.of_text(row["text"], place)
     try:
         messages = messages_of(row, layout)
     except (ValueError, RecursionError) as error:
@@ -121,6 +137,10 @@ def _problem(message: Any, roles: Collection[str] | None) -> tuple[Reason, str] 
         return "unknown_role", f"expected one of {', '.join(roles)}; got {role[:80]!r}"
     if isinstance(content, list) and any(_is_media(part) for part in content):
         return "has_media", "its content has parts that are no text"
+    return _problem_of_text(content)
+
+
+def _problem_of_text(content: Any) -> tuple[Reason, str] | None:
     if not isinstance(content, str):
         return "bad_content", f"expected a string; got {type(content).__name__}"
     try:

@@ -53,6 +53,7 @@ def make_identity(
         "dataset": source.identity,
         **({"roles": sorted(config.roles)} if {*config.roles} != {*ROLES} else {}),
         **{name: True for name in _NORMALISATION if getattr(config, name)},
+        **({"deduplicate": config.deduplicate.model_dump(mode="json")} if config.deduplicate else {}),
         "order": order.identity,
         "seed": config.seed,
         "max_length": config.max_length,

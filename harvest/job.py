@@ -92,11 +92,8 @@ def shards_per_unit(rows_per_shard: int, batch_tokens: int, num_tokens: int) -> 
     return shards
 
 
-def find_order(config: HarvestConfig, tokenizer: ChatTokenizer, text: bool = False) -> Order:
+def find_order(config: HarvestConfig, tokenizer: ChatTokenizer, source: Source | Mixture) -> Order:
     """The order that a recipe asks for, with this tokenizer's tokens.
-
-    Args:
-        text: whether the data set is plain text.
 
     Raises:
         RecipeError: a token is asked for that the tokenizer has not.
@@ -104,8 +101,11 @@ def find_order(config: HarvestConfig, tokenizer: ChatTokenizer, text: bool = Fal
     if config.order == "fast":
         return Order()
     has_bos = tokenizer.bos_token is not None
-    separator = {"auto": "bos" if has_bos else "eos" if text else "none"}.get(config.separator, config.separator)
-    bos = {"auto": "bos" if has_bos else "none"}.get(config.block_bos, config.block_bos)
+    separator, bos = config.separator, config.block_bos
+    if separator == "auto":
+        separator = "bos" if has_bos else "eos" if source.holds_text() else "none"
+    if bos == "auto":
+        bos = "bos" if has_bos else "none"
     return Order(config.order, config.block_length, _token(tokenizer, separator), _token(tokenizer, bos))
 
 
@@ -146,13 +146,14 @@ def prepare(
     tokenizer = model.tokenizer()
     template = ChatTemplate(tokenizer, config.template_variables, config.control_tokens, config.template_date,
                             drop_default_system=config.drop_default_system)
+    source = find_data(config, entry.dataset, kept.get("dataset") or {})
     return Job(
         config=config,
         model=model,
-        source=find_data(config, entry.dataset, kept.get("dataset") or {}),
+        source=source,
         tokenizer=tokenizer,
         template=template,
-        order=find_order(config, tokenizer),
+        order=find_order(config, tokenizer, source),
         d_model=int(model_config.hidden_size),
         num_layers=num_layers,
         layers=layers,

@@ -16,10 +16,11 @@ import numpy as np
 
 from harvest.config import HarvestConfig
 from harvest.conversation import Conversation, Skipped
+from harvest.deduplicate import Duplicates, find_duplicates
 from harvest.encoding import BATCH, Batches, EncodedBatch, Encoder, Encoding
 from harvest.mixture import Mixture
 from harvest.order import TOKEN, Layout, Order, Tokens, Walk, lay_out, rows_of
-from harvest.selection import CHOSEN, HELD_OUT_CONVERSATIONS, Entries, Place, Placer, Smallest
+from harvest.selection import CHOSEN, HELD_OUT_CONVERSATIONS, Entries, Place, Placer, Smallest, held_out_by
 from harvest.sources import Source, check_skipped
 from shared import storage
 from shared.digests import canonical_json, hex_digest
@@ -55,12 +56,15 @@ class Choice:
 class _Chooser:
     """Keeps the conversations of the plan while the source is read."""
 
-    def __init__(self, config: HarvestConfig, plan_tokens: int | None) -> None:
+    def __init__(self, config: HarvestConfig, plan_tokens: int | None, duplicates: Duplicates | None) -> None:
         self.train = Smallest(plan_tokens)
         self.held_out = Smallest(config.held_out_rows, HELD_OUT_CONVERSATIONS)
         self.skipped: Counter[str] = Counter()
         self.examples: list[Skipped] = []
+        self._duplicates = duplicates
+        self._together = config.deduplicate is not None and config.deduplicate.action == "together"
         self._placer = Placer(config.seed)
+        self._num_read = 0
         self._waiting: deque[list[tuple[Place, bool, int]]] = deque()
         """Places, sides and sources of the batches that are being encoded."""
 
@@ -72,7 +76,16 @@ class _Chooser:
 
     def place(self, row: Conversation) -> tuple[Place, bool, int] | None:
         """The next conversation's place, side and source; None if it can never be among the chosen."""
+        number, self._num_read = self._num_read, self._num_read + 1
+        original = self._duplicates.key_of(number) if self._duplicates is not None else None
+        if original is not None and not self._together:
+            self.skip(Skipped(row.place, "duplicate", f"of the conversation with key {original:016x}"))
+            return None
         place, is_held_out = self._placer.place(row.key)
+        if original is not None and is_held_out != held_out_by(original):
+            self.skip(Skipped(row.place, "other_side", f"like the conversation with key {original:016x}, which is "
+                              + ("trained on" if is_held_out else "held out")))
+            return None
         taken = (self.held_out if is_held_out else self.train).may_take(place)
         return (place, is_held_out, row.source) if taken else None
 
@@ -106,7 +119,8 @@ def choose_conversations(
     Raises:
         DataError: there is nothing to harvest, or too much of it is malformed.
     """
-    chooser = _Chooser(config, plan_tokens)
+    duplicates = find_duplicates(source.read, config.deduplicate) if config.deduplicate else None
+    chooser = _Chooser(config, plan_tokens, duplicates)
     num_read = 0
     with (Progress("plan", total=0, unit="conversations") as progress,
           Encoding(encoder, config.max_length, batches, processes) as encoding):

@@ -41,7 +41,7 @@ class Place:
         return self.rank, self.key, self.occurrence
 
 
-def is_held_out(key: int) -> bool:
+def held_out_by(key: int) -> bool:
     """Whether conversations with this key are held out, by every plan."""
     return key < _HELD_OUT_BELOW
 
@@ -57,7 +57,7 @@ class Placer:
         """The place of the next conversation with this key, and whether it is held out."""
         occurrence = self._seen[key]
         self._seen[key] += 1
-        if is_held_out(key):
+        if held_out_by(key):
             return Place(key, key, occurrence), True
         rank = xxhash.xxh3_64_intdigest(f"{self._seed}:{key:016x}:{occurrence}".encode())
         return Place(rank, key, occurrence), False

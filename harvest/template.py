@@ -153,6 +153,10 @@ class ChatTemplate:
         escaped = any(self._control.search(message.content) for message in messages)
         if escaped and self._policy == "reject":
             return Skipped(conversation.place, "control_token", "a message is spelled like a control token")
+        if conversation.is_text:
+            text = messages[0].content
+            spans = self._spans.find(text, [Content(0, len(text), messages[0].role)])
+            return _Rendered(text, spans, self._escapes(spans))
         marks = [mark for mark in _PRIVATE_USE if not any(mark in message.content for message in messages)][:2]
         if len(marks) < 2:
             return Skipped(conversation.place, "private_use", "too many private-use characters to mark contents")
@@ -170,8 +174,11 @@ class ChatTemplate:
             if dropped is None:
                 return Skipped(conversation.place, "template_rewrites", "its default system prompt is no turn")
             text, spans = dropped
-        escapes = [s for s in spans if s.token_class == TokenClass.ESCAPED] if self._policy == "escape" else []
-        return _Rendered(text, spans, escapes)
+        return _Rendered(text, spans, self._escapes(spans))
+
+    def _escapes(self, spans: Sequence[Span]) -> list[Span]:
+        """Control strings in contents that must not become control tokens."""
+        return [span for span in spans if span.token_class == TokenClass.ESCAPED and self._policy == "escape"]
 
     def _locate(
         self, messages: Sequence[Message], text: str, marked: str, marks: Sequence[str]
