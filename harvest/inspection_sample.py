@@ -21,6 +21,9 @@ from shared.showing.token_text import Decode, visible
 _CHUNK = 64
 """Rows that are encoded together, as few as is still fast: memory is that of a chunk."""
 
+_SETTINGS = ("max_length", "control_tokens", "template_variables")
+"""Keys of the recipe that decide tokens and classes."""
+
 Row = Conversation | Skipped
 
 
@@ -63,7 +66,7 @@ class Inspection:
     sources: list[str]
     """Names of the data sets."""
     settings: dict[str, Any]
-    """What decides tokens and classes: max_length, control_tokens, template_variables."""
+    """What decides tokens and classes: order, max_length, control_tokens, template_variables."""
     decode: Decode
     cache: str | None = None
     """The cache's path and id; None for a data set that is read."""
@@ -87,7 +90,7 @@ def inspect_source(job: Job, wanted: Wanted) -> Inspection:
     config = job.config
     found = Inspection(
         job.model.name, job.source.names,
-        {name: getattr(config, name) for name in ("max_length", "control_tokens", "template_variables")},
+        {"order": job.order.identity, **{name: getattr(config, name) for name in _SETTINGS}},
         lambda ids: str(job.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)),
     )
     spread: Evenly[Seen] = Evenly(wanted.conversations)
@@ -131,7 +134,7 @@ def inspect_cache(cache: Cache, wanted: Wanted) -> Inspection:
     plan = cache.plan
     found = Inspection(
         plan.name_of("model"), plan.sources,
-        {name: plan.identity.get(name) for name in ("max_length", "control_tokens", "template_variables")},
+        {name: plan.identity.get(name) for name in ("order", *_SETTINGS)},
         cache.vocabulary.decode, f"{cache.path}, id {plan.cache_id[:12]}",
     )
     total = plan.num_conversations
@@ -234,6 +237,8 @@ def _encode(job: Job, rows: Iterable[tuple[int, Row]]) -> Iterator[Seen]:
             yield Seen(number, row.place, None, skipped=result)
         else:
             cut = result.cut(job.config.max_length)
+            if job.order.kind == "fast":  # in blocks, the plan says what begins a sequence
+                cut = cut.as_sequence()
             yield Seen(number, row.place, cut, len(result), len(cut) < len(result))
 
 

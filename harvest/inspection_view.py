@@ -41,6 +41,7 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
     if found.cache:
         said.append(("cache", found.cache))
     said.append(("sample", found.extent))
+    said.append(("order", _order(found)))
     said.append(("skipped", _skipped(found)))
     said.append(("tokens", f"{seen.num_tokens:,} in {of:,} conversations"))
     if of:
@@ -115,6 +116,15 @@ def _skipped(found: Inspection) -> str:
     if found.cache is not None:
         return f"{total:,} rows when it was planned ({reasons})"
     return f"{_share(total, found.statistics.num_rows)} rows ({reasons})"
+
+
+def _order(found: Inspection) -> str:
+    order = found.settings["order"]
+    kind = order.get("kind") if isinstance(order, dict) else order
+    if kind == "fast":
+        return "fast: each conversation goes through the model on its own"
+    blocks = f"{kind}, blocks of {_amount(order.get('length') if isinstance(order, dict) else None)}"
+    return blocks if found.cache else f"{blocks}; where they begin, and their separators, are seen in the cache"
 
 
 def _turns(turns: list[int]) -> list[Bar]:

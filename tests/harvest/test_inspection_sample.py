@@ -10,7 +10,11 @@ import pytest
 
 from harvest.conversation import parse_row
 from harvest.inspection_sample import Wanted, inspect_cache, inspect_source
+from harvest.inspection_view import facts
+from harvest.opening import open_plan
 from shared.errors import DataError
+from shared.format.tokens import TokenClass
+from shared.reading.cache import open_cache
 from tests import tiny
 
 ALL = Wanted(sample=None)
@@ -50,6 +54,17 @@ def test_a_cache_and_the_data_it_was_made_from_have_the_same_statistics(cache, j
     assert other.num_tokens == cache.num_rows
     assert of_data.settings == of_cache.settings
     assert (of_data.extent, of_cache.extent) == ("all 60 rows", "all 60 conversations of the plan")
+
+
+def test_where_blocks_begin_is_left_to_the_plan(llama, chat_file, tmp_path):
+    job = tiny.make_job(llama, chat_file, order="block", block_length=64)
+    open_plan(job, tmp_path / "cache")
+    of_data, of_cache = inspect_source(job, ALL), inspect_cache(open_cache(tmp_path / "cache"), ALL)
+    assert of_data.statistics.by_class[TokenClass.FIRST] == 0
+    assert of_cache.statistics.by_class[TokenClass.FIRST] == len(open_cache(tmp_path / "cache").sequence_offset) - 1
+    assert of_data.statistics.scripts == of_cache.statistics.scripts
+    assert "blocks of 64 tokens" in dict(facts(of_cache))["order"]
+    assert "separators" in dict(facts(of_data))["order"]
 
 
 def test_a_conversation_of_a_cache_is_the_rows_of_the_cache(cache):

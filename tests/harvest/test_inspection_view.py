@@ -104,11 +104,11 @@ def test_the_facts_name_what_decides_the_tokens(found):
 
 
 class Page(HTMLParser):
-    """Tags, attributes and the text of tokens of a page."""
+    """Tags, attributes and text of a page, and the text of its tokens."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.attributes, self.tokens = set(), [], []
+        self.tags, self.attributes, self.tokens, self.text = set(), [], [], ""
         self._in_token = False
         self.feed(text)
 
@@ -123,6 +123,7 @@ class Page(HTMLParser):
         self._in_token = False
 
     def handle_data(self, data):
+        self.text += data
         if self._in_token:
             self.tokens[-1] += data
 
@@ -144,6 +145,18 @@ def test_what_a_user_typed_is_text_on_the_page_and_nothing_else(raw, found):
     assert "{{ 7 * 7 }}" in text
     assert "\x1b" not in raw
     assert "\u202e" not in raw
+
+
+def test_names_and_tokens_that_are_markup_by_themselves_are_text_too(tmp_path):
+    """Mistral's ``<s>`` is a tag of HTML and one token; the other tokenizers cut what a user typed into pieces."""
+    model = tiny.save_model(tmp_path / "model", "llama", "mistral")
+    data = tiny.write_jsonl(tmp_path / "<b id=x>&amp;.jsonl", tiny.chats(2, system=False))
+    found = inspect_source(tiny.make_job(model, data), Wanted())
+    write_page(tmp_path / "page.html", found, [show_row(found, row, 10_000) for row in found.shown])
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert not page.tags & {"s", "b", "inst"}
+    assert page.tokens[:2] == ["<s>", "[INST]"]
+    assert "<b id=x>&amp;.jsonl:1" in page.text
 
 
 def test_the_page_needs_nothing_else(raw):
