@@ -81,6 +81,48 @@ def test_the_list_has_a_section_for_every_exit_code_and_only_real_messages():
                 assert part in words, f"{part!r} is said nowhere"
 
 
+KINDS = {kind.__name__: kind.exit_code for kind in UserError.__subclasses__()}
+
+
+def raised():
+    """Every error that our programs make: its exit code, where, and its message with a bar where a value stands."""
+    for folder in ("shared", "harvest", "train", "pipelines"):
+        for path in sorted((DOCS.parent.parent / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in KINDS and node.args:
+                    message = re.sub(r"\s+", " ", message_of(node.args[0]))
+                    yield KINDS[node.func.id], f"{path.name}:{node.lineno}", message
+
+
+def message_of(node):
+    """The text of an expression, of two that it may be both; a bar stands for what is not written there."""
+    match node:
+        case ast.Constant(value=str()):
+            return node.value
+        case ast.JoinedStr():
+            return "".join(map(message_of, node.values))
+        case ast.BinOp(op=ast.Add()):
+            return message_of(node.left) + message_of(node.right)
+        case ast.IfExp():
+            return message_of(node.body) + message_of(node.orelse)
+        case ast.Call(func=ast.Attribute(value=ast.Constant(), attr="join"), args=[ast.List()]):
+            return "".join(map(message_of, node.args[0].elts))
+    return "|"
+
+
+def test_every_message_of_the_source_is_in_the_list_under_its_exit_code():
+    found = list(raised())
+    assert len(found) > 150
+    assert {code for code, *_ in found} == {2, 65, 74, 75, 76, 77}
+    listed = {code: fragments(section) for code, section in sections().items()}
+    unknown = [
+        f"{code} {where}: {message}" for code, where, message in found
+        if len(re.findall(r"[a-z]", message)) > 5  # else all of it comes from elsewhere
+        and not any(fits(fragment, message) for fragment in listed[code])
+    ]
+    assert not unknown, "\n".join(unknown)
+
+
 def source_words():
     """All text of our programs, with literals that stand in a row joined."""
     found = []

@@ -40,4 +40,4 @@ def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
     except OSError as error:
         raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
     except SafetensorError as error:
-        raise CorruptError(f"{path} is damaged: {error}.") from error
+        raise CorruptError(f"{path} is damaged: it is no whole safetensors file ({error}).") from error

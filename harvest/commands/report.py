@@ -35,9 +35,11 @@ def print_estimate(job: Job, plan: Plan, estimate: Estimate) -> None:
         f"tokens   {job.num_tokens:,} asked, {estimate.num_train_rows:,} in whole units of "
         f"{plan.geometry.rows_per_unit:,} rows; to do: {len(estimate.units)} units, {estimate.num_rows:,} rows"
     )
+    whole = layers * estimate.bytes_per_layer
+    scale, unit = (1e9, "GB") if whole >= 1e8 else (1e6, "MB")  # as `status` prints them
     click.echo(
-        f"disk     {estimate.bytes_per_layer / 1e9:.3f} GB a layer x {layers} = "
-        f"{layers * estimate.bytes_per_layer / 1e9:.3f} GB; free {estimate.free_bytes / 1e9:.1f} GB"
+        f"disk     {estimate.bytes_per_layer / scale:.3f} {unit} a layer x {layers} = {whole / scale:.3f} {unit}; "
+        f"free {estimate.free_bytes / 1e9:.1f} GB"
     )
     if estimate.tokens_per_second:
         minutes = estimate.num_rows / estimate.tokens_per_second / 60

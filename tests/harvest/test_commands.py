@@ -260,28 +260,39 @@ def test_a_dry_run_writes_nothing_and_knows_the_bytes(command, base):
     ended = command.run("run", *flat(base), *SET, "--dry-run")
     assert ended.code == 0, ended.err
     assert not Path(base["--cache"]).exists()
-    estimate = int(float(re.search(r"= ([\d.]+) GB", ended.out)[1]) * 1e9)
+    told = 1e6 * float(re.search(r"= ([\d.]+) MB", ended.out)[1])
     real = command.run("run", *flat(base), *SET)
     assert real.code == 0, real.err
     arrays = [path for path in Path(base["--cache"]).glob("activations.zarr/layers/*/*/c/**/*") if path.is_file()]
     written = sum(path.stat().st_size for path in arrays)
-    assert abs(estimate - written) <= max(0.01 * written, 1e6)  # printed in thousandths of a GB
+    assert abs(told - written) <= 0.01 * written
     for line in ("plan", "tokens", "disk"):
         shown = [[row for row in out.splitlines() if row.startswith(line)] for out in (ended.out, real.out)]
         assert [re.sub(r"free.*", "", row) for row in shown[0]] == [re.sub(r"free.*", "", row) for row in shown[1]]
     assert "tokens/s, probed" in ended.out
 
 
-def test_the_estimated_bytes_are_those_of_the_files(llama, chat_file, tmp_path):
-    job = tiny.make_job(llama, chat_file)
+FIXTURES = {
+    "whole plan": {"num_tokens": 1_000_000},
+    "some units": {"num_tokens": 1024},
+    "long chats are cut": {"max_length": 30, "num_tokens": 2000},
+    "one layer, large shards": {"layers": [3], "rows_per_shard": 4096, "num_tokens": 3000},
+    "a small plan": {"plan_tokens": 1500, "num_tokens": 1500},
+}
+
+
+@pytest.mark.parametrize("settings", FIXTURES.values(), ids=FIXTURES)
+def test_the_estimated_bytes_and_tokens_are_those_of_the_harvest(llama, chat_file, tmp_path, settings):
+    job = tiny.make_job(llama, chat_file, **settings)
     plan, _, _ = start_plan(job)
-    costs = estimate(job, plan, tmp_path / "nosuch")
-    made = tiny.make_cache(tmp_path / "cache", llama, chat_file)
-    for layer in (0, 2):
+    costs = estimate(job, plan, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    made = tiny.make_cache(tmp_path / "cache", llama, chat_file, **settings)
+    for layer in job.layers:
         files = [path for path in made.path.glob(f"activations.zarr/layers/{layer}/*/c/**/*") if path.is_file()]
-        assert sum(path.stat().st_size for path in files) == costs.bytes_per_layer
-    assert costs.num_rows == len(made.rows(layer=0))
-    assert costs.num_train_rows == len(made.rows(layer=0, split="train"))
+        assert sum(path.stat().st_size for path in files) == costs.bytes_per_layer > 0
+    assert costs.num_rows == len(made.rows(layer=job.layers[0]))
+    assert costs.num_train_rows == len(made.rows(layer=job.layers[0], split="train"))
 
 
 def test_a_dry_run_of_a_cache_that_is_there_changes_nothing(command, base, cache_folder):

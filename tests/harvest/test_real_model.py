@@ -1,4 +1,4 @@
-"""The embedded model itself: a few hundred tokens through SmolLM2-135M-Instruct."""
+"""The embedded model itself: a few thousand tokens of real chats through SmolLM2-135M-Instruct."""
 
 from itertools import islice, pairwise
 from pathlib import Path
@@ -29,11 +29,13 @@ def source():
 
 @pytest.fixture(scope="module")
 def real_cache(tmp_path_factory):
-    """Twelve short real chats through the real model."""
-    short = (chat.as_dicts() for chat in embedded.read_chats() if sum(len(m.content) for m in chat.messages) < 160)
-    data = tiny.write_jsonl(tmp_path_factory.mktemp("real") / "chats.jsonl", islice(short, 12))
+    """Thirty short real chats through the real model."""
+    short = (chat.as_dicts() for chat in embedded.read_chats() if sum(len(m.content) for m in chat.messages) < 400)
+    data = tiny.write_jsonl(tmp_path_factory.mktemp("real") / "chats.jsonl", islice(short, 30))
     path = tmp_path_factory.mktemp("real") / "cache"
-    return tiny.make_cache(path, Path(ALIAS), data, layers=LAYERS, num_tokens=100_000, batch_tokens=256)
+    cache = tiny.make_cache(path, Path(ALIAS), data, layers=LAYERS, num_tokens=100_000, batch_tokens=512)
+    assert len(cache.rows(layer=LAYERS[0])) == cache.num_rows > 3000
+    return cache
 
 
 def test_changing_one_conversation_leaves_every_other_bit_identical(source):

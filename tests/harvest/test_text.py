@@ -79,9 +79,9 @@ def test_without_bos_text_is_parted_by_eos_and_chats_by_nothing(tmp_path, text_f
 
 
 def test_text_and_fast_do_not_go_together(llama, text_file):
-    with pytest.raises(RecipeError, match="harvest.order=block"):
+    with pytest.raises(RecipeError, match=r"harvest\.order=block"):
         tiny.make_job(llama, text_file, dataset_layout="text")
-    with pytest.raises(RecipeError, match="harvest.order=block"):
+    with pytest.raises(RecipeError, match=r"harvest\.order=block"):
         tiny.make_job(llama, EMBEDDED_TEXT)
 
 

@@ -1,0 +1,70 @@
+"""What README, CONTRIBUTING and docs/ say of files, figures and limits is so."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from shared import sealed_json
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.name: path.read_text(encoding="utf-8")
+         for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))}
+RESULTS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+OURS = ("harvest/", "train/", "shared/", "pipelines/", "tests/", "benchmarks/", "docs/", ".ci/")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_is_there(page):
+    text = PAGES[page]
+    named = {word for word in re.findall(r"`([\w./-]+)`", text) if word.startswith(OURS)}
+    linked = {link for link in re.findall(r"\]\(([\w./-]+)\)", text)}
+    folder = ROOT if page in {"README.md", "CONTRIBUTING.md"} else ROOT / "docs"
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert not missing | {link for link in linked if not (folder / link).exists()}
+
+
+def speeds():
+    """The rows of the README's table of speeds: what, and its figures."""
+    table = PAGES["README.md"].partition("## Speed")[2].partition("## ")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_the_speeds_of_the_readme_are_those_of_the_results():
+    plain, bare, reader, step, memory = speeds()
+    harvest = RESULTS["harvest_speed_layer9"]
+    assert plain[-1] == f"{harvest['times_plain_loop']:.1f}x"
+    assert bare[-1] == f"{harvest['share_of_bare_loop']:.2f}"
+    cold, warm = (RESULTS["reader_speed"][state] for state in ("cold", "warm"))
+    medians = cold["gb_per_second"]["block reader"] / cold["gb_per_second"]["sequential read"]
+    assert reader[-1] == (f"{cold['share_of_sequential_read']:.2f} (of the medians {medians:.2f}; "
+                          f"warm {warm['share_of_sequential_read']:.2f})")
+    topk = RESULTS["train_step_topk_batch1024"]
+    assert step[-1] == f"{topk['ratio']:.1f}x"
+    for contender in topk["quality"].values():
+        assert f"{contender['explained_variance']:.3f}" in step[1]
+    peak = RESULTS["harvest_memory"]["peak_mib"]
+    assert memory == [f"peak memory of a harvest of 500 k tokens ({peak['500000']:.0f} MiB)",
+                      f"the same of 50 k tokens ({peak['50000']:.0f} MiB)",
+                      f"{RESULTS['harvest_memory']['ratio']:.2f}x"]
+
+
+def test_the_archive_is_as_much_smaller_as_the_readme_says():
+    assert f"{RESULTS['cache_tiers']['archive']['ratio']:.2f}x smaller" in PAGES["README.md"]
+
+
+@pytest.mark.parametrize("layer", [9, 15])
+def test_the_plain_loop_of_the_quality_page_is_that_of_the_results(layer):
+    found = RESULTS[f"plain_loop_layer{layer}"]
+    row = f"| {layer} | plain loop | {found['explained_variance']:.4f} | {found['l0']:.1f} |"
+    assert row in PAGES["quality.md"]
+
+
+def test_the_bounds_of_json_are_those_that_the_pages_say():
+    mib, bounds = sealed_json._MAX_BYTES >> 20, sealed_json._BOUNDS
+    assert f"larger than {mib} MiB" in " ".join(PAGES["cache-format.md"].split())
+    said = (f"a JSON file over {mib} MiB, {bounds['max_values']:,} values, {bounds['max_containers']:,} lists and "
+            f"objects or {bounds['max_nesting']} levels")
+    assert said in PAGES["untrusted-caches.md"]
