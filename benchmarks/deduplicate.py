@@ -3,8 +3,8 @@
     python -m benchmarks.deduplicate [--sizes 30000 100000 300000] [--memory-mib 256]
 
 Speed: megabytes of text a second of one core, of `find_duplicates` (one pass over the data and the comparison of its
-n-grams) and of a plain loop that keeps tuples of 20 words in a set, on the same chats in memory, interleaved. Also how
-long the parts take that any program has: str.split() alone.
+n-grams) and of a plain loop that keeps tuples of 20 words in a set, on the same chats in memory, interleaved. Also of
+str.split() alone, which any program would need.
 
 Memory: peak resident set of a process that reads ever more chats, which are made as they are read, with a small budget,
 so that what goes to disk is out of the figure and what stays in memory for each chat is in it. A line through the
