@@ -129,6 +129,35 @@ def test_a_file_says_what_it_is_and_is_named_after_it(name):
         assert ast.get_docstring(tree(name)), "a module's docstring says what its subject is"
 
 
+WRITES = re.compile(r"os\.(open|write|pwrite\w*|rename|replace|link|symlink|unlink|remove|mkdir|rmdir|chmod|truncate|"
+                    r"fsync|fdatasync|posix_fallocate)|shutil\.\w+|.*(?<!storage)\.(write_bytes|write_text|unlink|rename|"
+                    r"symlink_to|hardlink_to|mkdir|touch|rmdir|chmod)")
+"""Calls that change files, but for those of the I/O module."""
+
+BESIDE_THE_IO_MODULE = {
+    "shared/storage.py": None,
+    "shared/upkeep/doctor.py": None,  # tries what the I/O module rests on
+    "shared/plain_files.py": {"os.open"},  # to read
+    "shared/writing/writers.py": {"os.open", "os.pwrite", "os.fdatasync", "unlocked.rename", "cache.rename"},
+}
+"""Who may change files by itself, or None for any call: heartbeats, which promise nothing, and the first step of
+--fresh."""
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("shared/")])
+def test_files_of_a_cache_are_changed_through_the_one_io_module(name):
+    allowed = BESIDE_THE_IO_MODULE.get(name, set())
+    found = {function for function, _ in calls(name) if WRITES.fullmatch(function)}
+    assert allowed is None or found <= allowed
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if re.match(r"shared/(format|writing|reading|storage)", name)])
+def test_no_clock_of_the_wall_decides_anything_about_a_cache(name):
+    """Machines' clocks differ and jump: who is dead is told by counters that stand still, what is newest by numbers."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert not re.search(r"\btime\.(time|ctime|localtime|gmtime)\b|\bdatetime\b|st_[mac]time|getmtime", text)
+
+
 @files
 def test_nothing_is_printed_but_through_click_and_rich(name):
     assert not [function for function, _ in calls(name) if function == "print"]
