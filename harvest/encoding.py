@@ -116,7 +116,6 @@ class Batches:
     def save(self, number: int, data: bytes) -> None:
         """Keep a batch (`EncodedBatch.to_bytes`)."""
         if self._folder is not None:
-            storage.make_folder(self._folder)
             storage.write_file(self._path(number), data)
 
     def load(self, number: int, keys: str) -> EncodedBatch | None:

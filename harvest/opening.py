@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from harvest.encoding import Batches
 from harvest.identity import check_identity, make_identity, tokenizer_digest, tokenizer_files
 from harvest.job import Job
 from harvest.plan import Choice, choose_conversations, make_plan, write_plan
@@ -24,12 +23,12 @@ def start_plan(job: Job, processes: int = 1, folder: Path | None = None) -> tupl
 
     Args:
         processes: how many encode conversations.
-        folder: where their tokens are kept; None where nothing is to be written.
+        folder: where their tokens are kept; None where no plan is to be written.
     """
     files = tokenizer_files(job.tokenizer)
     identity = _identity(job, files, None)
     choice = choose_conversations(
-        job.config, job.source, job.template, job.order, job.plan_tokens, Batches(folder), processes
+        job.config, job.source, job.template, job.order, job.plan_tokens, folder, processes
     )
     return make_plan(choice, job.source, identity, job.d_model, job.num_layers), choice, files
 
@@ -68,8 +67,9 @@ def open_plan(job: Job, cache: Path, processes: int = 1) -> Plan:
         for other in folder.parent.glob("*"):
             if other != folder:  # of a plan of another configuration that was never finished
                 storage.remove_tree(other)
+        storage.make_folder(folder)
         plan, choice, files = start_plan(job, processes, folder)
-        plan = write_plan(cache, plan, choice, job.order, Batches(folder), files, writer)
+        plan = write_plan(cache, plan, choice, job.order, folder, files, writer)
         storage.remove_tree(folder.parent)
         return plan
 

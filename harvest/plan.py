@@ -112,18 +112,22 @@ class _Chooser:
 
 def choose_conversations(
     config: HarvestConfig, source: Source | Mixture, encoder: Encoder, order: Order, plan_tokens: int | None,
-    batches: Batches, processes: int = 1,
+    folder: Path | None, processes: int = 1,
 ) -> Choice:
     """Read the source and keep the conversations of the plan.
+
+    Args:
+        folder: where tokens are kept for `write_plan`, and what does not fit in memory; None: tokens are not kept.
+        processes: how many encode conversations.
 
     Raises:
         DataError: there is nothing to harvest, or too much of it is malformed.
     """
-    duplicates = find_duplicates(source.read, config.deduplicate) if config.deduplicate else None
+    duplicates = find_duplicates(source.read, config.deduplicate, folder=folder) if config.deduplicate else None
     chooser = _Chooser(config, plan_tokens, duplicates)
     num_read = 0
     with (Progress("plan", total=0, unit="conversations") as progress,
-          Encoding(encoder, config.max_length, batches, processes) as encoding):
+          Encoding(encoder, config.max_length, Batches(folder), processes) as encoding):
         rows: list[Conversation] = []
         places: list[tuple[Place, bool, int]] = []
         for chunk in _chunks(source.read(), BATCH):
@@ -185,9 +189,13 @@ def make_plan(
 
 
 def write_plan(
-    cache: Path, plan: Plan, choice: Choice, order: Order, batches: Batches, tokenizer: dict[str, bytes], writer: str
+    cache: Path, plan: Plan, choice: Choice, order: Order, folder: Path, tokenizer: dict[str, bytes], writer: str
 ) -> Plan:
-    """Write the plan's files into a cache folder, plan.json last. Repeating it writes the same bytes."""
+    """Write the plan's files into a cache folder, plan.json last. Repeating it writes the same bytes.
+
+    Args:
+        folder: where `choose_conversations` kept the tokens.
+    """
     temporary = cache / TMP / writer
     storage.make_folder(temporary)
     metadata = plan_metadata(group_attributes(plan), {name: plan.array_length(name) for name in PLAN_ARRAYS})
@@ -202,7 +210,7 @@ def write_plan(
     arrays = {name: PlanArrayWriter(cache, name, temporary) for name in PLAN_ARRAYS}
     is_long = plan.num_rows > _SECONDS_TO_WRITE
     with Progress("write the plan", total=plan.num_rows, unit="tokens", shown=is_long) as progress:
-        for rows in _all_rows(choice, order, batches):
+        for rows in _all_rows(choice, order, Batches(folder)):
             for name in TOKEN.names or ():
                 arrays[f"tokens/{name}"].append(rows[name])
             progress.advance(len(rows))

@@ -193,6 +193,6 @@ class Dying:
 @case(75, "was killed", then="--processes 1")
 def a_process_of_the_plan_that_is_killed(w):
     w.patch.setattr(encoding, "_ALONE", 0)
-    with Encoding(Dying(), 10, Batches(w.tmp / "kept"), processes=2) as work:
+    with Encoding(Dying(), 10, Batches(w.tmp), processes=2) as work:
         list(work.put([tiny.conversation(("user", "hello"))]))
         list(work.rest())

@@ -35,6 +35,7 @@ def small_batches(monkeypatch):
 
 def results(encoder, folder, processes=1):
     found = []
+    folder.mkdir(exist_ok=True)
     with Encoding(encoder, 30, Batches(folder), processes) as work:
         for start in range(0, len(CONVERSATIONS), 8):
             found += work.put(CONVERSATIONS[start : start + 8])
@@ -71,6 +72,7 @@ def test_bytes_give_the_batch_back_and_damaged_or_other_ones_give_nothing(templa
 
 def test_tokens_are_read_back_from_the_file_alone(template, tmp_path):
     batch = encode_batch(template, CONVERSATIONS[:5], 30)
+    (tmp_path / "kept").mkdir()
     Batches(tmp_path / "kept").save(3, batch.to_bytes(""))
     there = Batches(tmp_path / "kept")
     for start, length in zip(batch.start.tolist(), batch.length.tolist(), strict=True):
