@@ -12,8 +12,7 @@ import pytest
 from benchmarks.chat_fuzz import TOOL, fuzz_chats, fuzz_rows, make_chats, make_lines
 from harvest import data_files
 from harvest.conversation import ROLES, Conversation, Reason, Skipped, parse_row
-from harvest.opening import start_plan
-from harvest.plan import write_plan
+from harvest.opening import open_plan
 from harvest.sources import find_source
 from shared.format.layout import SKIPPED
 from tests import tiny
@@ -145,7 +144,8 @@ def test_a_bad_row_is_skipped_with_its_reason(name):
 
 def test_the_table_is_long_and_has_every_reason_that_a_row_itself_can_give():
     assert len(ROWS) >= 60
-    later = {"not_json", "too_long", "control_token", "private_use", "template_error", "template_rewrites", "no_tokens"}
+    later = {"not_json", "too_long", "control_token", "private_use", "template_error", "template_rewrites", "no_tokens",
+             "duplicate", "other_side"}
     assert {reason for _, reason in ROWS.values()} == {*REASONS} - later
 
 
@@ -192,8 +192,7 @@ def test_harvested_and_skipped_are_all_that_was_read(tmp_path):
 def test_every_skipped_row_is_listed_with_place_and_reason(llama, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"".join(line + b"\n" for line in make_lines(300, seed=2)))
-    plan, choice, files = start_plan(tiny.make_job(llama, path, max_skipped=1.0, dataset_layout="messages"))
-    write_plan(tmp_path / "cache", plan, choice, files, "w")
+    plan = open_plan(tiny.make_job(llama, path, max_skipped=1.0, dataset_layout="messages"), tmp_path / "cache")
     listed = [json.loads(line) for line in (tmp_path / "cache" / SKIPPED).read_text().splitlines()]
     assert Counter(line["reason"] for line in listed) == plan.num_skipped
     assert all(line["place"].startswith("a.jsonl:") for line in listed)

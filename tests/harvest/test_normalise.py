@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,9 +11,10 @@ from harvest.config import HarvestConfig
 from harvest.conversation import Conversation, Message
 from harvest.identity import make_identity
 from harvest.normalise import AS_IT_IS, Normalisation, normalise
-from harvest.opening import start_plan
+from harvest.opening import open_plan, start_plan
 from harvest.sources import find_source
 from shared.format.tokens import TokenClass
+from shared.reading.cache import open_cache
 from tests import tiny
 from tests.tiny import conversation
 
@@ -89,10 +91,10 @@ def test_keys_are_those_of_the_normalised_conversation(tmp_path):
 def test_each_switch_is_part_of_the_identity_only_where_it_is_on(llama, chat_file):
     job = tiny.make_job(llama, chat_file)
     sizes = job.sizes(None)
-    usual = make_identity(job.config, job.model, job.source, "t", sizes)
+    usual = make_identity(job.config, job.model, job.source, job.order, "t", sizes)
     for switch in ("merge_same_role", "fold_system", "drop_default_system"):
         config = HarvestConfig.model_validate(job.config.model_dump() | {switch: True})
-        assert make_identity(config, job.model, job.source, "t", sizes) == {**usual, switch: True}
+        assert make_identity(config, job.model, job.source, job.order, "t", sizes) == {**usual, switch: True}
         assert switch not in usual
 
 
@@ -108,15 +110,16 @@ def test_a_harvest_of_chats_that_the_template_refuses_takes_them_normalised(tmp_
     plan, choice, _ = start_plan(job)
     assert (plan.num_read, plan.num_skipped) == (40, {})
     keys = {Conversation((Message("user", f"s{n}\n\na\n\nb"), Message("assistant", "c")), "").key for n in range(40)}
-    assert {item.place.key for item in [*choice.train, *choice.held_out]} == keys
+    assert {*choice.train["key"].tolist(), *choice.held_out["key"].tolist()} == keys
 
 
 def test_a_harvest_leaves_the_default_system_prompt_out(tmp_path, qwen2):
     data = write(tmp_path / "a.jsonl", *([("user", f"a{n}"), ("assistant", "c")] for n in range(40)))
     for drops in (False, True):
-        _, choice, _ = start_plan(tiny.make_job(qwen2, data, drop_default_system=drops))
-        found = [TokenClass.DEFAULT_SYSTEM in item.encoded.token_class for item in choice.train]
-        assert all(found) if not drops else not any(found)
+        plan = open_plan(tiny.make_job(qwen2, data, drop_default_system=drops), tmp_path / str(drops))
+        cache = open_cache(tmp_path / str(drops))
+        found = {*cache.conversation(np.flatnonzero(cache.token_class == TokenClass.DEFAULT_SYSTEM)).tolist()}
+        assert len(found) == (0 if drops else plan.num_conversations)
 
 
 def test_the_switches_are_off_unless_the_recipe_says_so():
