@@ -1,8 +1,10 @@
 """Counts of what really ran in a session, for the report: nothing in it is a number that somebody typed."""
 
+import json
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class Counts:
@@ -12,6 +14,7 @@ class Counts:
         self.numbers: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.seconds: dict[str, float] = defaultdict(float)
         self.not_run: list[str] = []
+        self.failed = 0
 
     def add(self, piece: str, name: str, number: int = 1) -> None:
         """Count ``number`` more of something that happened."""
@@ -25,3 +28,18 @@ class Counts:
             yield
         finally:
             self.seconds[piece] += time.monotonic() - started
+
+    def save(self, path: Path) -> None:
+        """Write everything into a file."""
+        path.write_text(json.dumps(vars(self)))
+
+    def add_saved(self, path: Path) -> None:
+        """Add what another session saved."""
+        other = json.loads(path.read_text())
+        for piece, numbers in other["numbers"].items():
+            for name, number in numbers.items():
+                self.add(piece, name, number)
+        for piece, seconds in other["seconds"].items():
+            self.seconds[piece] += seconds
+        self.not_run += other["not_run"]
+        self.failed += other["failed"]

@@ -1,7 +1,11 @@
-"""docs/reliability.md, from what a run of the whole suite counted."""
+"""docs/reliability.md, from what the sessions of a whole run counted:
+
+    python -m tests.crash.report docs/reliability.md COUNTS...
+"""
 
 import os
 import platform
+import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +24,7 @@ TARGETS = {
 
 _TEXT = """# Reliability: what a cache promises, and how each promise was attacked
 
-This page was written by a run of {share} of the crash points; its figures are counts of what ran, on {machine}.
+This page was written by a run of the whole suite; its figures are counts of what ran, on {machine}.
 {outcome}
 
 ## The promises
@@ -67,7 +71,7 @@ can only leave with it (for the late writer: on pauses). Every one must be caugh
 
 ## Again
 
-    make test-crash      # all of it, about {minutes} minutes on 2 cores; writes this page
+    make test-crash      # all of it, {minutes} minutes of tests, in two halves at once; writes this page
     make test-system     # a fifth of it, among other things
     make test            # a few seconds of it
 
@@ -119,14 +123,25 @@ _PIECES = {
 }
 
 
-def write(path: Path, counts: Counts, failed: int, share: float) -> None:
-    """Write the report of a run of a share of the suite."""
-    minutes = max(1, round(sum(counts.seconds.values()) / share / 60))
+def main(path: str, *saved: str) -> None:
+    """Write the report; a run that tried too little, or in which a test failed, ends with an error."""
+    counts = Counts()
+    for one in saved:
+        counts.add_saved(Path(one))
+    missing = too_little(counts)
+    counts.not_run += missing
+    write(Path(path), counts)
+    if missing or counts.failed:
+        sys.exit("\n".join([f"{counts.failed} tests failed", *missing]))
+
+
+def write(path: Path, counts: Counts) -> None:
+    """Write the report of a whole run."""
+    minutes = max(1, round(sum(counts.seconds.values()) / 60))
     path.write_text(_TEXT.format(
         machine=f"{os.cpu_count()} cores, {platform.system()} {platform.release().split('-')[0]}, "
                 f"Python {platform.python_version()}",
-        share="all" if share >= 1 else f"{share:.0%}",
-        outcome="No promise was broken." if not failed else f"**{failed} tests failed.**",
+        outcome="No promise was broken." if not counts.failed else f"**{counts.failed} tests failed.**",
         summary=_summary(counts),
         pieces="\n\n".join(_piece(counts, name) for name in _PIECES),
         mutants=_table(counts.numbers.get("mutants", {})),
@@ -182,3 +197,7 @@ def _table(numbers: Mapping[str, int]) -> str:
         figures = (f"{cells[row, column]:,}" if (row, column) in cells else "" for column in columns)
         lines.append(f"| {row} | " + " | ".join(figures) + " |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
