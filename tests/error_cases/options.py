@@ -134,6 +134,12 @@ def a_cache_that_is_a_url(w):
     cache_path("s3://key:secret@bucket/x")
 
 
+@case(2, "'chats.jsonl'", then="CACHE=name")
+def a_cache_that_is_a_file(w):
+    Path("chats.jsonl").write_text("{}")
+    cache_path("./chats.jsonl")
+
+
 @case(2, "'nosuch'", then="Known recipes")
 def an_unknown_recipe(w):
     find_recipe("nosuch")
