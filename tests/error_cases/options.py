@@ -1,5 +1,6 @@
 """Exit code 2 of a harvest: a recipe, an option or a name that cannot be used."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,24 @@ def damaged_weights(w):
     folder = w.model()
     (folder / "model.safetensors").write_bytes(b"broken")
     tiny.make_cache(w.tmp / "cache", folder, w.data)
+
+
+def other_config(w, **changes):
+    """A harvest with a model folder whose config.json was changed."""
+    folder = w.model()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    tiny.make_cache(w.tmp / "cache", folder, w.data, layers=[changes.get("num_hidden_layers", 3) - 1])
+
+
+@case(2, "model", "shapes", then="Download or save it again")
+def weights_of_another_width(w):
+    other_config(w, hidden_size=64)
+
+
+@case(2, "model", "layers.4.", then="Download or save it again")
+def weights_without_some_layers(w):
+    other_config(w, num_hidden_layers=6)
 
 
 @case(2, "no chat template", then="instruct variant")
