@@ -31,6 +31,8 @@ transformers.utils.logging.disable_progress_bar()
 _NOTES = {"transformers_version", "torch_dtype", "dtype", "use_cache"}
 """Keys of a config.json that leave the activations as they are: we say the number format ourselves."""
 
+_INDEX = "model.safetensors.index.json"
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -87,12 +89,26 @@ class ModelSource:
         """xxh3-128 over the names and digests of the weight files.
 
         Raises:
-            RecipeError: the folder holds no safetensors.
+            RecipeError: the folder holds no safetensors, or not all that its index names.
         """
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
             raise RecipeError(f"{self.folder} has no *.safetensors. Save the model with save_pretrained(...) first.")
+        if missing := sorted(self._indexed_files() - {path.name for path in files}):
+            raise RecipeError(f"{self.folder} has no {missing[0]}, one of the weight files that {_INDEX} names. "
+                              "Download or save the model again, all of it.")
         return hex_digest("".join(f"{path.name}:{file_digest(path)}\n" for path in files).encode())
+
+
+    def _indexed_files(self) -> set[str]:
+        """The names of the weight files, where the folder has an index of them."""
+        path = self.folder / _INDEX
+        if not path.exists():
+            return set()
+        try:
+            return {str(name) for name in json.loads(path.read_bytes())["weight_map"].values()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            raise RecipeError(f"Cannot read {path}. Download or save the model again.") from None
 
 
 def find_model(

@@ -70,6 +70,26 @@ def damaged_weights(w):
     tiny.make_cache(w.tmp / "cache", folder, w.data)
 
 
+@case(2, "model-00002-of-00002.safetensors", "index.json", then="all of it")
+def a_model_that_was_not_downloaded_whole(w):
+    """It is told before anything is planned, so that the cache is not that of another model when the rest is there."""
+    folder = w.model()
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    files = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    try:
+        open_plan(tiny.make_job(folder, w.data), w.tmp / "cache")
+    finally:
+        assert not (w.tmp / "cache" / "plan.json").exists()
+
+
+@case(2, "index.json", then="Download or save the model again")
+def a_damaged_index_of_weights(w):
+    folder = w.model()
+    (folder / "model.safetensors.index.json").write_text("{broken")
+    open_plan(tiny.make_job(folder, w.data), w.tmp / "cache")
+
+
 def other_config(w, **changes):
     """A harvest with a model folder whose config.json was changed."""
     folder = w.model()
