@@ -91,9 +91,11 @@ check: $(READY) ## Lint and types
 bench: $(READY) $(PEERS)/.ready ## Speed, as ratios, contenders interleaved in one run (after make demo: it reads its cache)
 	$(PY) -m benchmarks.harvest_speed
 	$(PY) -m benchmarks.harvest_memory
+	$(PY) -m benchmarks.plan
 	$(PY) -m benchmarks.reader_speed
 	$(PY) -m benchmarks.cache_checks
 	$(PY) -m benchmarks.cache_tiers
+	$(PY) -m benchmarks.deduplicate
 	$(PY) -m benchmarks.train_step --peers $(PEERS)/bin/python
 
 gpu-check: $(READY) ## On a CUDA machine: GPU tests, then the benchmarks of harvest and train

@@ -4,10 +4,12 @@ import click
 
 from harvest.commands.add_layers import add_layers
 from harvest.commands.compress import compress
+from harvest.commands.deduplicate import deduplicate
 from harvest.commands.diff import diff
 from harvest.commands.doctor import doctor
 from harvest.commands.expand import expand
 from harvest.commands.gc import gc
+from harvest.commands.inspect import inspect
 from harvest.commands.plan import plan
 from harvest.commands.repair import repair
 from harvest.commands.run import run
@@ -26,7 +28,9 @@ def main() -> None:
     """
 
 
-for command in (run, plan, status, verify, repair, gc, add_layers, doctor, diff, compress, expand):
+for command in (
+    run, plan, inspect, deduplicate, status, verify, repair, gc, add_layers, doctor, diff, compress, expand,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

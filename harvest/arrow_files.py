@@ -47,6 +47,11 @@ def open_zstd(path: Path) -> io.BufferedReader:
     return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), _BUFFER)
 
 
+def write_zstd(stream: Any) -> Any:
+    """A file to write to whose bytes go to a binary stream as one zstd frame, ended when it is closed."""
+    return pa.CompressedOutputStream(stream, "zstd")
+
+
 def _batches(reader: Any, is_file: bool) -> Iterator[Any]:
     if is_file:
         yield from map(reader.get_batch, range(reader.num_record_batches))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from harvest.conversation import ROLES
+from harvest.order import OrderKind
 from harvest.template import ControlPolicy
 from shared.format.layout import BLOCK_ROWS, ROWS_PER_SHARD
 from shared.recipe import Table
@@ -36,6 +37,26 @@ class MixturePart(Table):
     """How its rows hold conversations. Default: as its first row says."""
 
 
+class Deduplicate(Table):
+    """N-gram deduplication (`harvest.deduplicate`): Algorithm 1 of the FAST paper (arXiv 2506.07691)."""
+
+    n: int = Field(20, ge=1)
+    """Words or characters of an n-gram. No n-gram crosses a turn."""
+    unit: Literal["words", "characters"] = "words"
+    """What an n-gram is made of: words between unicode whitespace, as str.split() finds them, or code points."""
+    roles: list[str] | None = Field(None, min_length=1)
+    """Roles whose turns count. Default: all, as in the paper; a system prompt of n words and more that conversations
+    have in common then leaves only the first of them."""
+    short_texts: Literal["keep", "turns", "samples"] = "keep"
+    """Texts of fewer than n words, which have no n-gram. "keep": they count for nothing, as in the paper. "turns": a
+    short turn counts as one n-gram, so that a common "Thank you!" drops a conversation. "samples": only where no turn
+    that counts has n words do all these turns as a whole count as one: short chats that are equal are then found."""
+    action: Literal["drop", "together"] = "drop"
+    """What becomes of duplicates. "drop": the first one is kept. "together": those connected by common n-grams,
+    directly or through others, stand on one side: one that is held out by its own key while the first of them is not,
+    or the other way round, is left out (to move it would train on what another plan holds out)."""
+
+
 class HarvestConfig(Table):
     """What to harvest. Every field has a default that follows from the model, but ``model`` itself."""
 
@@ -63,6 +84,16 @@ class HarvestConfig(Table):
     roles: list[str] = Field(list(ROLES), min_length=1)
     """Roles that a conversation may have. A row with another is skipped and counted (unknown_role), as are rows with
     tools (has_tools) and with pictures or sound (has_media): without them it would be another conversation."""
+    merge_same_role: bool = False
+    """Make one turn of neighbouring turns of the same role, for templates that want roles to alternate. Their texts
+    are joined by a blank line, blank ones left out; see harvest/normalise.py."""
+    fold_system: bool = False
+    """Put system turns at the start of a conversation before the text of its first user turn, with a blank line
+    between, for templates that take no system turn; before merge_same_role."""
+    drop_default_system: bool = False
+    """Leave out the system turn that the template puts where a conversation has none (Qwen2.5's, SmolLM2's)."""
+    deduplicate: Deduplicate | None = None
+    """Leave duplicates out, in the order in which the data set is read; see `Deduplicate`. Default: all are kept."""
     layers: list[int] | None = Field(None, min_length=1)
     """Decoder layers, 0-based. Default: the registry's, else those at 1/4, 1/2 and 3/4 of the depth."""
     num_tokens: int | None = Field(None, gt=0)
@@ -75,6 +106,17 @@ class HarvestConfig(Table):
     """Tokens after which a conversation is cut (the FAST paper's 8,192)."""
     seed: int = 0
     """Seed of the order of conversations."""
+    order: OrderKind = "fast"
+    """What goes through the model in one piece: "fast", each conversation on its own; "block", conversations one
+    after the other, cut every ``block_length`` tokens, with attention across them; "block-masked", the same cuts, but
+    no conversation sees another. Plain text goes with the block orders alone."""
+    block_length: int = Field(2048, ge=2, le=1 << 20)
+    """Tokens of a block (the FAST paper's 2,048)."""
+    separator: Literal["auto", "none", "bos", "eos"] = "auto"
+    """Token before every conversation in a block, unless it begins with that one already. Auto: the tokenizer's BOS;
+    where it has none, EOS before plain text and nothing before chats."""
+    block_bos: Literal["auto", "none", "bos"] = "auto"
+    """Token at the start of every block, in place of a separator there. Auto: the tokenizer's BOS, if it has one."""
     control_tokens: ControlPolicy = "escape"
     """What becomes of control tokens that a user typed: "escape", "keep" or "reject" the conversation."""
     template_variables: dict[str, str] = Field(default_factory=lambda: {"date_string": DEFAULT_DATE})

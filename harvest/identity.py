@@ -15,6 +15,7 @@ from harvest.config import HarvestConfig
 from harvest.conversation import ROLES
 from harvest.mixture import Mixture
 from harvest.model import ModelSource, save_tokenizer
+from harvest.order import Order
 from harvest.selection import HELD_OUT_CONVERSATIONS, HELD_OUT_SHARE
 from harvest.sources import Source
 from harvest.template import ChatTokenizer
@@ -30,8 +31,13 @@ _TEMPLATE_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 """Settings of the tokenizer that a chat template sees as variables."""
 
 
+_NORMALISATION = ("merge_same_role", "fold_system", "drop_default_system")
+"""Switches that are part of the identity where they are on: caches from before there were any keep theirs."""
+
+
 def make_identity(
-    config: HarvestConfig, model: ModelSource, source: Source | Mixture, tokenizer: str, sizes: dict[str, Any]
+    config: HarvestConfig, model: ModelSource, source: Source | Mixture, order: Order, tokenizer: str,
+    sizes: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that decides the rows of a cache, as it is hashed into the cache id."""
     known_as: dict[str, Any] = {"name": model.name, "revision": model.revision, "weights": model.weights_digest()}
@@ -46,7 +52,9 @@ def make_identity(
         "template_date": config.template_date.isoformat(),
         "dataset": source.identity,
         **({"roles": sorted(config.roles)} if {*config.roles} != {*ROLES} else {}),
-        "order": {"kind": "fast", "separator": None, "bos": None},
+        **{name: True for name in _NORMALISATION if getattr(config, name)},
+        **({"deduplicate": config.deduplicate.model_dump(mode="json")} if config.deduplicate else {}),
+        "order": order.identity,
         "seed": config.seed,
         "max_length": config.max_length,
         "held_out": {

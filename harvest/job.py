@@ -8,6 +8,7 @@ from harvest.config import HarvestConfig
 from harvest.device import Device
 from harvest.mixture import Mixture, find_data
 from harvest.model import ModelSource, find_model
+from harvest.order import Order
 from harvest.sources import Source
 from harvest.template import ChatTemplate, ChatTokenizer
 from shared.errors import RecipeError
@@ -28,6 +29,7 @@ class Job:
     source: Source | Mixture
     tokenizer: ChatTokenizer
     template: ChatTemplate
+    order: Order
     d_model: int
     num_layers: int
     layers: list[int]
@@ -90,6 +92,33 @@ def shards_per_unit(rows_per_shard: int, batch_tokens: int, num_tokens: int) -> 
     return shards
 
 
+def find_order(config: HarvestConfig, tokenizer: ChatTokenizer, source: Source | Mixture) -> Order:
+    """The order that a recipe asks for, with this tokenizer's tokens.
+
+    Raises:
+        RecipeError: a token is asked for that the tokenizer has not.
+    """
+    if config.order == "fast":
+        return Order()
+    has_bos = tokenizer.bos_token is not None
+    separator, bos = config.separator, config.block_bos
+    if separator == "auto":
+        separator = "bos" if has_bos else "eos" if source.holds_text() else "none"
+    if bos == "auto":
+        bos = "bos" if has_bos else "none"
+    return Order(config.order, config.block_length, _token(tokenizer, separator), _token(tokenizer, bos))
+
+
+def _token(tokenizer: ChatTokenizer, name: str) -> tuple[str, int] | None:
+    if name == "none":
+        return None
+    number = getattr(tokenizer, f"{name}_token_id")
+    if number is None:
+        raise RecipeError(f"The model's tokenizer has no {name.upper()} token to put between conversations. Choose "
+                          "another one: --set harvest.separator=none --set harvest.block_bos=none")
+    return name, int(number)
+
+
 def prepare(
     config: HarvestConfig, device: Device, plan: Plan | None = None, allow: Iterable[str] = ()
 ) -> Job:
@@ -115,13 +144,16 @@ def prepare(
         raise RecipeError(f"Layer {beyond[0]} is out of range: {model.name} has layers 0 to {num_layers - 1}. Choose "
                           "among those: --layers \"4 12\" (make: SET=harvest.layers=[4,12])")
     tokenizer = model.tokenizer()
-    template = ChatTemplate(tokenizer, config.template_variables, config.control_tokens, config.template_date)
+    template = ChatTemplate(tokenizer, config.template_variables, config.control_tokens, config.template_date,
+                            drop_default_system=config.drop_default_system)
+    source = find_data(config, entry.dataset, kept.get("dataset") or {})
     return Job(
         config=config,
         model=model,
-        source=find_data(config, entry.dataset, kept.get("dataset") or {}),
+        source=source,
         tokenizer=tokenizer,
         template=template,
+        order=find_order(config, tokenizer, source),
         d_model=int(model_config.hidden_size),
         num_layers=num_layers,
         layers=layers,

@@ -31,7 +31,7 @@ LAYOUTS: dict[str, Layout] = {
 }
 """By name, in the order in which they are looked for."""
 
-TOOL_COLUMNS = ("tools", "functions")
+TOOL_COLUMNS = ("tools", "functions", "tool_calls", "function_call")
 MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
 
 COLUMNS = frozenset({*TOOL_COLUMNS, *MEDIA_COLUMNS, *(name for one in LAYOUTS.values() for name in one.columns)})

@@ -8,6 +8,7 @@ import xxhash
 
 from harvest.config import HarvestConfig, MixturePart
 from harvest.conversation import Conversation, Skipped
+from harvest.normalise import Normalisation
 from harvest.sources import Source, find_source
 
 
@@ -26,6 +27,10 @@ class Mixture:
     def name(self) -> str:
         """All names, for people."""
         return " + ".join(self.names)
+
+    def holds_text(self) -> bool:
+        """Whether any part holds plain text."""
+        return any(source.holds_text() for source, _ in self.parts)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -63,14 +68,17 @@ def find_data(config: HarvestConfig, default: str, kept: Mapping[str, Any]) -> S
     Raises:
         UserError: see `find_source`.
     """
+    text = config.order != "fast"  # which takes a chat template
+    normalisation = Normalisation(config.merge_same_role, config.fold_system)
     if config.mixture is None:
         return find_source(
             config.dataset or default, config.dataset_split, config.dataset_revision, kept,
             config=config.dataset_config, layout=config.dataset_layout, roles=config.roles,
+            normalisation=normalisation, text=text,
         )
     there = kept.get("mixture") or {}
     return Mixture(tuple(
         (find_source(part.dataset, part.split, part.revision, there.get(str(number)), config=part.config,
-                     layout=part.layout, roles=config.roles), part)
+                     layout=part.layout, roles=config.roles, normalisation=normalisation, text=text), part)
         for number, part in enumerate(config.mixture)
     ))

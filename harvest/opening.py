@@ -1,6 +1,7 @@
 """Opening a cache for harvesting: its plan and its pass, written now or checked against what is there."""
 
 from pathlib import Path
+from typing import Any
 
 from harvest.identity import check_identity, make_identity, tokenizer_digest, tokenizer_files
 from harvest.job import Job
@@ -9,20 +10,31 @@ from shared import storage
 from shared.digests import hex_digest
 from shared.errors import IdentityError
 from shared.format.identity import differences, two_columns
-from shared.format.layout import CLAIMS, GROUP, PASSES, PLAN, TMP, Geometry
-from shared.format.plan import Pass, Plan, read_passes, read_plan
+from shared.format.layout import CLAIMS, ENCODED, GROUP, PASSES, PLAN, TMP, Geometry
+from shared.format.plan import Pass, Plan, make_cache_id, read_passes, read_plan
 from shared.format.zarr_metadata import layer_metadata
 from shared.sealed_json import write_sealed
 from shared.writing.claims import only_one
 from shared.writing.writers import writer_folder
 
 
-def start_plan(job: Job) -> tuple[Plan, Choice, dict[str, bytes]]:
-    """A new plan, chosen and sized but not written."""
+def start_plan(job: Job, processes: int = 1, folder: Path | None = None) -> tuple[Plan, Choice, dict[str, bytes]]:
+    """A new plan, chosen and sized but not written.
+
+    Args:
+        processes: how many encode conversations.
+        folder: where their tokens are kept; None where no plan is to be written.
+    """
     files = tokenizer_files(job.tokenizer)
-    choice = choose_conversations(job.config, job.source, job.template, job.plan_tokens)
-    identity = make_identity(job.config, job.model, job.source, tokenizer_digest(files), job.sizes(None))
+    identity = _identity(job, files, None)
+    choice = choose_conversations(
+        job.config, job.source, job.template, job.order, job.plan_tokens, folder, processes
+    )
     return make_plan(choice, job.source, identity, job.d_model, job.num_layers), choice, files
+
+
+def _identity(job: Job, files: dict[str, bytes], there: Plan | None) -> dict[str, Any]:
+    return make_identity(job.config, job.model, job.source, job.order, tokenizer_digest(files), job.sizes(there))
 
 
 def check_plan(job: Job, cache: Path) -> Plan:
@@ -33,13 +45,16 @@ def check_plan(job: Job, cache: Path) -> Plan:
     """
     plan = read_plan(cache)
     files = tokenizer_files(job.tokenizer)
-    wanted = make_identity(job.config, job.model, job.source, tokenizer_digest(files), job.sizes(plan))
-    check_identity(cache, plan, wanted, files)
+    check_identity(cache, plan, _identity(job, files, plan), files)
     return plan
 
 
-def open_plan(job: Job, cache: Path) -> Plan:
-    """The cache's plan, written now if there is none yet."""
+def open_plan(job: Job, cache: Path, processes: int = 1) -> Plan:
+    """The cache's plan, written now if there is none yet; one that was killed half-way goes on.
+
+    Args:
+        processes: how many encode conversations. The plan is the same for any number.
+    """
     if (cache / PLAN).exists():
         return check_plan(job, cache)
     begun = {TMP, CLAIMS}
@@ -48,8 +63,15 @@ def open_plan(job: Job, cache: Path) -> Plan:
     with writer_folder(cache) as writer, only_one(cache, writer):
         if (cache / PLAN).exists():  # another process planned meanwhile, perhaps otherwise
             return check_plan(job, cache)
-        plan, choice, files = start_plan(job)
-        return write_plan(cache, plan, choice, files, writer)
+        folder = cache / TMP / ENCODED / make_cache_id(_identity(job, tokenizer_files(job.tokenizer), None))
+        for other in folder.parent.glob("*"):
+            if other != folder:  # of a plan of another configuration that was never finished
+                storage.remove_tree(other)
+        storage.make_folder(folder)
+        plan, choice, files = start_plan(job, processes, folder)
+        plan = write_plan(cache, plan, choice, job.order, folder, files, writer)
+        storage.remove_tree(folder.parent)
+        return plan
 
 
 def open_pass(job: Job, cache: Path, geometry: Geometry, writer: str) -> Pass:

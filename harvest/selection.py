@@ -1,12 +1,11 @@
 """Which conversations a plan holds, and in what order: smallest hashes first, in bounded memory."""
 
-import heapq
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
-
-from harvest.template import Encoded
 
 HELD_OUT_SHARE = 0.04
 """Conversations whose key falls in this share of hash space are never trained on, by any plan. Fixed for
@@ -16,6 +15,15 @@ HELD_OUT_CONVERSATIONS = 5_000
 """Held-out conversations at most (the FAST paper evaluates on 5,000)."""
 
 _HELD_OUT_BELOW = int(HELD_OUT_SHARE * 2**64)
+
+CHOSEN = np.dtype([
+    ("rank", "<u8"), ("key", "<u8"), ("occurrence", "<u4"),  # its place
+    ("batch", "<u4"), ("start", "<u4"), ("length", "<u4"),  # where its tokens are kept
+    ("first_id", "<i4"), ("source", "<u2"), ("flags", "<u2"),
+])
+"""What is remembered of an encoded conversation: 40 bytes."""
+
+Entries = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
@@ -33,14 +41,9 @@ class Place:
         return self.rank, self.key, self.occurrence
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """An encoded conversation of a plan."""
-
-    place: Place
-    encoded: Encoded
-    source: int
-    truncated: bool
+def held_out_by(key: int) -> bool:
+    """Whether conversations with this key are held out, by every plan."""
+    return key < _HELD_OUT_BELOW
 
 
 class Placer:
@@ -54,7 +57,7 @@ class Placer:
         """The place of the next conversation with this key, and whether it is held out."""
         occurrence = self._seen[key]
         self._seen[key] += 1
-        if key < _HELD_OUT_BELOW:
+        if held_out_by(key):
             return Place(key, key, occurrence), True
         rank = xxhash.xxh3_64_intdigest(f"{self._seed}:{key:016x}:{occurrence}".encode())
         return Place(rank, key, occurrence), False
@@ -70,43 +73,45 @@ class Smallest:
     def __init__(self, max_rows: int | None, max_conversations: int | None = None) -> None:
         self._max_rows = max_rows
         self._max_conversations = max_conversations
-        self._kept: list[tuple[tuple[int, int, int], Chosen]] = []
-        self._rows = 0
+        self._kept: list[Entries] = []
+        self._rows = self._conversations = 0
         self._last: tuple[int, int, int] | None = None
 
     def may_take(self, place: Place) -> bool:
         """Whether a conversation at this place can still be among the chosen."""
         return self._last is None or place.sort_key <= self._last
 
-    def add(self, chosen: Chosen) -> None:
-        """Take a conversation in; those pushed past the limit are dropped now and then."""
-        self._kept.append((chosen.place.sort_key, chosen))
-        self._rows += len(chosen.encoded)
+    def add(self, entries: Entries) -> None:
+        """Take conversations in (`CHOSEN`); those pushed past the limit are dropped now and then."""
+        self._kept.append(entries)
+        self._rows += int(entries["length"].sum())
+        self._conversations += len(entries)
         if (self._max_rows is not None and self._rows > 1.5 * self._max_rows + 10_000) or (
-            self._max_conversations is not None and len(self._kept) > 1.5 * self._max_conversations + 100
+            self._max_conversations is not None and self._conversations > 1.5 * self._max_conversations + 100
         ):
             self._prune()
 
-    def chosen(self) -> list[Chosen]:
+    def chosen(self) -> Entries:
         """The chosen conversations in order."""
         self._prune()
-        return [item for _, item in self._kept]
+        return self._kept[0]
 
     def _prune(self) -> None:
-        heap = self._kept
-        heapq.heapify(heap)
-        kept: list[tuple[tuple[int, int, int], Chosen]] = []
-        rows = 0
-        while heap and not self._full(rows, len(kept)):
-            kept.append(heapq.heappop(heap))
-            rows += len(kept[-1][1].encoded)
-        if self._full(rows, len(kept)) and kept:
-            self._last = kept[-1][0]
-        self._kept, self._rows = kept, rows
+        entries = np.concatenate([np.zeros(0, CHOSEN), *self._kept])
+        entries = entries[np.lexsort((entries["occurrence"], entries["key"], entries["rank"]))]
+        rows_before = np.cumsum(entries["length"], dtype=np.int64) - entries["length"]
+        number = len(entries)
+        if self._max_rows is not None:
+            number = min(number, int(np.searchsorted(rows_before, self._max_rows)))
+        if self._max_conversations is not None:
+            number = min(number, self._max_conversations)
+        kept = entries[:number]
+        self._rows, self._conversations = int(kept["length"].sum()), number
+        self._kept = [kept]
+        if number and self._is_full():
+            self._last = tuple(map(int, kept[-1].item()[:3]))  # type: ignore[assignment]
 
-    def _full(self, rows: int, conversations: int) -> bool:
-        return (self._max_rows is not None and rows >= self._max_rows) or (
-            self._max_conversations is not None and conversations >= self._max_conversations
+    def _is_full(self) -> bool:
+        return (self._max_rows is not None and self._rows >= self._max_rows) or (
+            self._max_conversations is not None and self._conversations >= self._max_conversations
         )
-
-

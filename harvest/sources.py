@@ -1,7 +1,7 @@
 """Where conversations come from: the embedded chats, local files, a data set of the hub."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,15 @@ from harvest.data_files import EXPECTED, Row, files_digest, find_files, kind_of,
 from harvest.hub import kept_commit, resolve_commit
 from harvest.known_datasets import KNOWN_DATASETS, KnownDataset
 from harvest.layouts import LAYOUTS, TEXT, detect_layout
+from harvest.normalise import AS_IT_IS, Normalisation, normalise
 from shared.errors import DataError, RecipeError
 
 EMBEDDED = "chitchat"
+EMBEDDED_TEXT = "python-library"
+
+
+NOT_MALFORMED = ("duplicate", "other_side")
+"""Reasons of rows that are left out and nothing is wrong with."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +33,41 @@ class Source:
     layout: str | None = None
     """How a row holds its conversation, of `harvest.layouts.LAYOUTS`; None: as the first row says that fits one."""
     roles: Collection[str] = ROLES
+    normalisation: Normalisation = AS_IT_IS
+    takes_text: bool = False
+    """Whether plain text will do."""
 
     @property
     def names(self) -> list[str]:
         """The names that ``conversations/source`` numbers."""
         return [self.name]
 
+    def holds_text(self) -> bool:
+        """Whether it holds plain text; its first row is read where nothing else says.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        if self.layout is None and not self._is(EMBEDDED):
+            first = next((row for _, row in self.rows() if not isinstance(row, Skipped)), None)
+            return detect_layout(first) == TEXT
+        return self.layout == TEXT
+
+    def _is(self, name: str) -> bool:
+        return self.name == name and not self.files
+
     def read(self) -> Iterator[Conversation | Skipped]:
-        """Conversations in the order of the source; a malformed row is `Skipped` with its reason.
+        """Conversations in the order of the source, normalised; a malformed row is `Skipped` with its reason.
 
         Raises:
             DataError: the rows hold plain text, or a file is damaged.
         """
-        if self.name == EMBEDDED and not self.files:
-            yield from embedded.read_chats()
+        for row in self._parsed():
+            yield row if isinstance(row, Skipped) else normalise(row, self.normalisation)
+
+    def _parsed(self) -> Iterator[Conversation | Skipped]:
+        if self._is(EMBEDDED) or self._is(EMBEDDED_TEXT):
+            yield from embedded.read_chats() if self.name == EMBEDDED else embedded.read_texts()
             return
         layout = self.layout
         for place, row in self.rows():
@@ -48,7 +75,7 @@ class Source:
                 yield row
                 continue
             layout = layout or detect_layout(row)
-            if layout == TEXT:
+            if layout == TEXT and not self.takes_text:
                 raise DataError(f"{self.name} holds plain text ({place}), not conversations. Expected rows like "
                                 f"{LAYOUTS['messages'].example}; if they stand in another column, name their layout: "
                                 "--set harvest.dataset_layout=prompt-response")
@@ -69,7 +96,8 @@ class Source:
 
 def find_source(
     name: str, split: str = "train", revision: str | None = None, kept: Mapping[str, Any] | None = None, *,
-    config: str | None = None, layout: str | None = None, roles: Collection[str] = ROLES, text: bool = False,
+    config: str | None = None, layout: str | None = None, roles: Collection[str] = ROLES,
+    normalisation: Normalisation = AS_IT_IS, text: bool = False,
 ) -> Source:
     """Resolve a data set by alias, path, pattern or hub id; a hub data set's revision becomes a commit.
 
@@ -86,21 +114,27 @@ def find_source(
     named = {"layout": layout} if layout else {}
     if name == EMBEDDED:
         fingerprint = embedded.chat_fingerprint()
-        return Source(name, {"name": name, "sha256": fingerprint, "min_turns": embedded.MIN_TURNS}, roles=roles)
+        return Source(name, {"name": name, "sha256": fingerprint, "min_turns": embedded.MIN_TURNS}, roles=roles,
+                      normalisation=normalisation)
+    if name == EMBEDDED_TEXT and text:
+        return Source(name, {"name": name, "sha256": embedded.text_fingerprint()}, layout=TEXT, takes_text=True)
     known = KNOWN_DATASETS.get(name)
     files = find_files(name) if known is None else None
     layout = layout or (known.layout if known else None)
     if files and all(kind_of(path) == "text" for path in files):
         layout = TEXT
-    if layout == TEXT and not text:
+    if (layout == TEXT or name == EMBEDDED_TEXT) and not text:
         raise RecipeError(f"{name!r} is plain text: it has no turns for a chat template. Expected conversations, "
-                          f"for example --dataset my.jsonl with lines of {LAYOUTS['messages'].example}")
+                          f"for example --dataset my.jsonl with lines of {LAYOUTS['messages'].example}; or train on "
+                          "blocks of text: --set harvest.order=block")
     if files:
         # Text files are text by their ending alone, which their bytes do not tell.
         named = {"layout": layout} if layout == TEXT else named
         title = files[0].name if len(files) == 1 else (Path(name).name or Path(name).resolve().name)
-        return Source(title, {"name": title, "xxh3": files_digest(files), **named}, files, layout, roles)
-    return _hub_source(name, known, split, revision, kept, config, layout, named, roles)
+        return Source(title, {"name": title, "xxh3": files_digest(files), **named}, files, layout, roles,
+                      normalisation, text)
+    found = _hub_source(name, known, split, revision, kept, config, layout, named, roles)
+    return replace(found, normalisation=normalisation, takes_text=text)
 
 
 def _hub_source(
@@ -109,7 +143,7 @@ def _hub_source(
 ) -> Source:
     repo = known.repo if known else name
     if repo.count("/") != 1 or kind_of(Path(name)) or name.startswith((".", "/")):
-        aliases = ", ".join([EMBEDDED, *KNOWN_DATASETS])
+        aliases = ", ".join([EMBEDDED, EMBEDDED_TEXT, *KNOWN_DATASETS])
         raise RecipeError(f"There is no data file {name!r}. Expected a JSONL file (or a folder or pattern of files of "
                           f"{EXPECTED}), a hub id org/name, or: {aliases}.")
     commit = kept_commit(repo, revision, kept) or resolve_commit(repo, revision, "dataset")
@@ -124,7 +158,8 @@ def check_skipped(num_read: int, skipped: dict[str, int], examples: list[Skipped
     Raises:
         DataError: with the reasons, and the first rows that were skipped.
     """
-    total = sum(skipped.values())
+    total = sum(number for reason, number in skipped.items() if reason not in NOT_MALFORMED)
+    examples = [skip for skip in examples if skip.reason not in NOT_MALFORMED]
     shown = "; ".join(f"{skip.place}: {skip.reason} ({skip.detail})" for skip in examples[:3])
     if num_read == 0:
         raise DataError("The data set is empty. Expected rows with messages (role, content).")

@@ -2,12 +2,14 @@
 
 Templates differ (ChatML, Llama-3, Gemma, Mistral...), but all write control tokens, role names, white
 space and text around the messages' contents. Given where the contents lie, one walk over the rendered
-text says of every character what it is and whose turn it stands in.
+text says of every character what it is and whose turn it stands in. Templates write the same few texts between
+contents over and over, so what the walk made of one is kept.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shared.format.tokens import Role, TokenClass
 
@@ -29,9 +31,14 @@ _CONTENT_CLASS = {
     Role.OTHER: TokenClass.OTHER_ROLE,
 }
 
+_USUAL = frozenset({*ROLES, "tool", "ipython"})
+"""Role names that are known whatever the conversation."""
 
-@dataclass
-class Span:
+_KEPT, _LONGEST_KEPT = 4096, 4096
+"""Template texts that are kept at most, and characters of one: contents may make a template write others."""
+
+
+class Span(NamedTuple):
     """A piece of rendered text of one kind."""
 
     start: int
@@ -52,69 +59,128 @@ class Content:
     role: str
 
 
+class _State(NamedTuple):
+    """Where a walk stands between two pieces of text. Turns are counted from -1 on: none has begun."""
+
+    turn: int = -1
+    role: Role = Role.NONE
+    is_open: bool = False
+    had_content: bool = False
+    in_header: bool = False
+
+
 def role_of(name: str) -> Role:
     """The `Role` of a role's name."""
     return ROLES.get(name, Role.OTHER)
 
 
-def find_spans(
-    text: str, contents: Sequence[Content], control: re.Pattern[str], bos: str | None, default_system: str
-) -> list[Span]:
-    """Cut a rendered conversation into spans that cover it without gaps.
+class SpanFinder:
+    """Cuts rendered conversations into spans.
 
     Args:
-        text: the rendered conversation.
-        contents: its messages' contents, in order.
         control: matches the tokenizer's control tokens.
         bos: the beginning-of-sequence token, if there is one.
         default_system: the text of the template's own system prompt; "" if it has none.
     """
-    walk = _Walk(text, control, bos, default_system, {content.role for content in contents})
-    position = 0
-    for content in contents:
-        walk.template(position, content.start, role_of(content.role))
-        walk.content(content, control)
-        position = content.stop
-    walk.template(position, len(text), None)
-    return walk.spans
+
+    def __init__(self, control: re.Pattern[str], bos: str | None, default_system: str) -> None:
+        self._control = control
+        self._bos = bos
+        self._default_system = default_system
+        self._words: dict[frozenset[str], re.Pattern[str]] = {}
+        self._known: dict[tuple[object, ...], tuple[list[Span], _State]] = {}
+
+    def find(self, text: str, contents: Sequence[Content]) -> list[Span]:
+        """Spans that cover a rendered conversation without gaps.
+
+        Args:
+            text: the rendered conversation.
+            contents: its messages' contents, in order.
+        """
+        names = frozenset(content.role for content in contents) - _USUAL
+        spans: list[Span] = []
+        state = _State()
+        position = 0
+        for content in contents:
+            role = role_of(content.role)
+            state = self._template(text[position : content.start], position, state, role, names, spans)
+            state = self._content(text, content, role, state, spans)
+            position = content.stop
+        self._template(text[position:], position, state, None, names, spans)
+        return spans
+
+    def _content(self, text: str, content: Content, role: Role, state: _State, spans: list[Span]) -> _State:
+        """A message's text; what is spelled like a control token in it is `ESCAPED`."""
+        turn = state.turn if state.is_open else state.turn + 1
+        place = (role, max(turn, 0), True)
+        position = content.start
+        for match in self._control.finditer(text, content.start, content.stop):
+            if position < match.start():
+                spans.append(Span(position, match.start(), _CONTENT_CLASS[role], *place))
+            spans.append(Span(match.start(), match.end(), TokenClass.ESCAPED, *place))
+            position = match.end()
+        if position < content.stop:
+            spans.append(Span(position, content.stop, _CONTENT_CLASS[role], *place))
+        return _State(turn, role, True, True, False)
+
+    def _template(
+        self, text: str, start: int, state: _State, next_role: Role | None, names: frozenset[str], spans: list[Span]
+    ) -> _State:
+        """What the template wrote before a content of ``next_role``, or at the end; its spans start at ``start``."""
+        if not text:
+            return state
+        # The first turn's number differs from that of "no turn": both are 0 in a span.
+        begun = state._replace(turn=min(state.turn, 0))
+        key = (text, begun, next_role, names)
+        known = self._known.get(key)
+        if known is None:
+            walk = _Walk(text, self._control, self._bos, self._default_system, self._word(names), begun)
+            walk.template(next_role)
+            known = (walk.spans, walk.state())
+            if len(self._known) < _KEPT and len(text) <= _LONGEST_KEPT:
+                self._known[key] = known
+        before = max(state.turn, 0)
+        spans += [
+            Span(a + start, b + start, kind, role, turn + before, is_content, is_control)
+            for a, b, kind, role, turn, is_content, is_control in known[0]
+        ]
+        after = known[1]
+        return after._replace(turn=after.turn + before)
+
+    def _word(self, names: frozenset[str]) -> re.Pattern[str]:
+        """Matches a role's name: the usual ones, and those of the conversation."""
+        if names not in self._words:
+            words = sorted(_USUAL | names, key=len, reverse=True)
+            pattern = re.compile("|".join(map(re.escape, words)))
+            if len(self._words) >= _KEPT:
+                return pattern
+            self._words[names] = pattern
+        return self._words[names]
 
 
 class _Walk:
-    """The walk's state: the turn we are in, and whether its content has been seen."""
+    """The walk over one piece of template text, and the turn that it is in."""
 
     def __init__(
-        self, text: str, control: re.Pattern[str], bos: str | None, default_system: str, names: set[str]
+        self, text: str, control: re.Pattern[str], bos: str | None, default_system: str, word: re.Pattern[str],
+        state: _State,
     ) -> None:
         self.spans: list[Span] = []
         self._text = text
         self._control = control
         self._bos = bos
         self._default_system = default_system
-        words = sorted({*ROLES, "tool", "ipython", *names}, key=len, reverse=True)
-        self._role_word = re.compile("|".join(map(re.escape, words)))
-        self._turn = -1
-        self._role = Role.NONE
-        self._open = False
-        self._had_content = False
-        self._in_header = False
+        self._role_word = word
+        self._turn, self._role, self._open, self._had_content, self._in_header = state
 
-    def content(self, content: Content, control: re.Pattern[str]) -> None:
-        """A message's text; what is spelled like a control token in it is `ESCAPED`."""
-        role = role_of(content.role)
-        if not self._open:
-            self._start_turn(role)
-        self._role, self._had_content, self._in_header = role, True, False
-        position = content.start
-        for match in control.finditer(self._text, content.start, content.stop):
-            self._add(position, match.start(), _CONTENT_CLASS[role], is_content=True)
-            self._add(match.start(), match.end(), TokenClass.ESCAPED, is_content=True)
-            position = match.end()
-        self._add(position, content.stop, _CONTENT_CLASS[role], is_content=True)
+    def state(self) -> _State:
+        """Where the walk stands now."""
+        return _State(self._turn, self._role, self._open, self._had_content, self._in_header)
 
-    def template(self, start: int, stop: int, next_role: Role | None) -> None:
-        """What the template wrote between two contents; ``next_role`` is the role of the one that follows."""
-        position = start
-        for match in self._control.finditer(self._text, start, stop):
+    def template(self, next_role: Role | None) -> None:
+        """Walk over the text; ``next_role`` is the role of the content that follows it."""
+        position, stop = 0, len(self._text)
+        for match in self._control.finditer(self._text):
             self._plain(position, match.start(), next_role)
             self._control_token(match, stop, next_role)
             position = match.end()
@@ -147,7 +213,7 @@ class _Walk:
         if word is None:
             return None
         end = word.end()
-        if end == stop or self._text[end].isspace() or self._control.match(self._text, end):
+        if end == stop or self._text[end].isspace() or self._control.match(self._text, end, stop):
             return word
         return None
 
@@ -190,9 +256,32 @@ class _Walk:
         self._role = role
         self._open, self._had_content, self._in_header = True, False, False
 
-    def _add(
-        self, start: int, stop: int, token_class: TokenClass, is_content: bool = False, is_control: bool = False
-    ) -> None:
+    def _add(self, start: int, stop: int, token_class: TokenClass, is_control: bool = False) -> None:
         if start < stop:
             turn = max(self._turn, 0)
-            self.spans.append(Span(start, stop, token_class, self._role, turn, is_content, is_control))
+            self.spans.append(Span(start, stop, token_class, self._role, turn, False, is_control))
+
+
+def without_default_turn(text: str, spans: Sequence[Span]) -> tuple[str, list[Span]] | None:
+    """A rendered conversation without the system turn that the template put there of itself.
+
+    That turn goes from the control token that opens it to the one that opens the next turn. Text and spans are as
+    they are where no default system prompt is in them.
+
+    Returns:
+        The text and its spans; None where the default system prompt is not a turn of its own: no control token opens
+        it or the next turn, or something else is said in it.
+    """
+    found = next((span for span in spans if span.token_class == TokenClass.DEFAULT_SYSTEM), None)
+    if found is None:
+        return text, list(spans)
+    numbers = [number for number, span in enumerate(spans) if span.turn == found.turn and span.role == found.role]
+    start, stop = numbers[0], numbers[-1] + 1
+    foreign = any(spans[number].is_content or spans[number].token_class == TokenClass.TEMPLATE_OTHER
+                  for number in numbers)
+    opens = [number < len(spans) and spans[number].token_class == TokenClass.TURN_START for number in (start, stop)]
+    if foreign or not all(opens):
+        return None
+    cut = spans[stop].start - spans[start].start
+    after = [span._replace(start=span.start - cut, stop=span.stop - cut, turn=span.turn - 1) for span in spans[stop:]]
+    return text[: spans[start].start] + text[spans[stop].start :], [*spans[:start], *after]

@@ -8,8 +8,9 @@ own white space (Llama's template trims); what remains after stripping them must
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
 from typing import Any, Literal, Protocol, cast
 
 import jinja2
@@ -17,12 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from harvest.conversation import Conversation, Message, Skipped
-from harvest.spans import Content, Span, find_spans
+from harvest.spans import Content, Span, SpanFinder, without_default_turn
 from shared.errors import RecipeError
 from shared.format.tokens import TokenClass, TokenType
 
 ControlPolicy = Literal["escape", "keep", "reject"]
 Offsets = Sequence[tuple[int, int]]
+
+TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+                   ValueError)
+"""What a template raises for a conversation that it was not written for."""
 
 _PRIVATE_USE = [chr(code) for code in range(0xF0000, 0xF0008)]
 
@@ -56,17 +61,25 @@ class Encoded:
         """The first ``length`` tokens."""
         return Encoded(*(getattr(self, name)[:length] for name in self.__dataclass_fields__))
 
+    def as_sequence(self) -> "Encoded":
+        """The same as a sequence of its own: position 0 is `FIRST`. What else begins one, `harvest.order` says."""
+        token_class, token_type = self.token_class.copy(), self.token_type.copy()
+        token_class[:1] = TokenClass.FIRST
+        token_type[:1] |= np.uint16(TokenType.FIRST)
+        return replace(self, token_class=token_class, token_type=token_type)
+
 
 class ChatTemplate:
     """A tokenizer's chat template with fixed variables: it never sees the clock.
 
     Raises:
-        RecipeError: the tokenizer has no chat template, or is not one of the tokenizers library.
+        RecipeError: the tokenizer has no chat template, or is not one of the tokenizers library; or the default
+            system prompt is to be left out and is no turn of its own.
     """
 
     def __init__(
         self, tokenizer: ChatTokenizer, variables: dict[str, str], policy: ControlPolicy = "escape",
-        today: date = date(2024, 7, 26),
+        today: date = date(2024, 7, 26), drop_default_system: bool = False,
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise RecipeError(
@@ -83,10 +96,19 @@ class ChatTemplate:
         # A template that asks for the time gets this day: its conversations must not change overnight.
         self._variables: dict[str, Any] = {**variables, "strftime_now": today.strftime}
         self._policy = policy
-        words = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()}
+        words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
+                 if token.content.replace("\u2581", " ").strip()}  # runs of spaces and newlines, as Gemma's, are text
         self._control = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
+        self._is_control = np.zeros(max(words.values(), default=0) + 2, bool)  # the last one stands for all larger ids
+        self._is_control[list(words.values())] = True
         self._trims = {role: self._probe_trim(role) for role in ("user", "assistant", "system")}
-        self._default_system = self._probe_default_system()
+        default_system = self._probe_default_system()
+        self._spans = SpanFinder(self._control, tokenizer.bos_token, default_system)
+        self._drops_default = drop_default_system and bool(default_system)
+        if self._drops_default and isinstance(self._render(Conversation((Message("user", "a"),), "")), Skipped):
+            raise RecipeError("drop_default_system = true, but the default system prompt of the model's template is no "
+                              f"turn of its own: {default_system[:80]!r}. Expected a system turn that opens and ends "
+                              "with control tokens. Leave it in: --set harvest.drop_default_system=false")
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Skipped]:
         """Encode conversations, in order; one that the template refuses or rewrites is `Skipped`."""
@@ -101,11 +123,26 @@ class ChatTemplate:
                 next(encodings)
                 results.append(Skipped(conversation.place, "no_tokens", "the conversation renders to no text"))
             elif item.escapes:
-                results.append(_classify(item, *self._encode_escaped(item)))
+                results.append(self._classify(conversation, item, *self._encode_escaped(item)))
             else:
                 encoding = next(encodings)
-                results.append(_classify(item, encoding.ids, encoding.offsets))
+                results.append(self._classify(conversation, item, encoding.ids, encoding.offsets))
         return results
+
+    def _classify(
+        self, conversation: Conversation, item: "_Rendered", ids: Sequence[int], offsets: Offsets
+    ) -> Encoded | Skipped:
+        """The encoded conversation, once no control token is in it that the template did not write.
+
+        Contents were escaped before; this finds what only the tokenizer sees: a control token that a content makes
+        together with the text beside it, that a normalizer makes of other characters, or that plain text cannot avoid.
+        """
+        is_control = np.take(self._is_control, np.array(ids, np.int32), mode="clip")
+        encoded = _classify(item, ids, offsets, is_control)
+        forged = is_control & ((encoded.token_type & TokenType.SPECIAL) == 0)
+        if self._policy != "keep" and forged.any():
+            return Skipped(conversation.place, "control_token", "a message would become a control token")
+        return encoded
 
     def _apply(self, messages: Sequence[Message]) -> str:
         dicts = [{"role": message.role, "content": message.content} for message in messages]
@@ -116,20 +153,32 @@ class ChatTemplate:
         escaped = any(self._control.search(message.content) for message in messages)
         if escaped and self._policy == "reject":
             return Skipped(conversation.place, "control_token", "a message is spelled like a control token")
+        if conversation.is_text:
+            text = messages[0].content
+            spans = self._spans.find(text, [Content(0, len(text), messages[0].role)])
+            return _Rendered(text, spans, self._escapes(spans))
         marks = [mark for mark in _PRIVATE_USE if not any(mark in message.content for message in messages)][:2]
         if len(marks) < 2:
             return Skipped(conversation.place, "private_use", "too many private-use characters to mark contents")
         try:
             text = self._apply(messages)
             marked = self._apply([Message(m.role, _mark(m.content, *marks)) for m in messages])
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            return Skipped(conversation.place, "template_error", str(error)[:200])
+        except TEMPLATE_ERRORS as error:
+            return Skipped(conversation.place, "template_error", str(error))
         contents = self._locate(messages, text, marked, marks)
         if contents is None:
             return Skipped(conversation.place, "template_rewrites", "the template changes or drops a message")
-        spans = find_spans(text, contents, self._control, self._tokenizer.bos_token, self._default_system)
-        escapes = [s for s in spans if s.token_class == TokenClass.ESCAPED] if self._policy == "escape" else []
-        return _Rendered(text, spans, escapes)
+        spans = self._spans.find(text, contents)
+        if self._drops_default:
+            dropped = without_default_turn(text, spans)
+            if dropped is None:
+                return Skipped(conversation.place, "template_rewrites", "its default system prompt is no turn")
+            text, spans = dropped
+        return _Rendered(text, spans, self._escapes(spans))
+
+    def _escapes(self, spans: Sequence[Span]) -> list[Span]:
+        """Control strings in contents that must not become control tokens."""
+        return [span for span in spans if span.token_class == TokenClass.ESCAPED and self._policy == "escape"]
 
     def _locate(
         self, messages: Sequence[Message], text: str, marked: str, marks: Sequence[str]
@@ -148,7 +197,7 @@ class ChatTemplate:
             lead = message.content[: message.content.find(core)] if core else message.content
             trail = message.content[len(lead) + len(core) :]
             trims_lead, trims_trail = self._trims.get(message.role, self._trims["user"])
-            if not trims_lead and text[:start].endswith(lead):
+            if not trims_lead and text.startswith(lead, max(start - len(lead), 0), start):
                 start -= len(lead)
             if not trims_trail and text.startswith(trail, stop):
                 stop += len(trail)
@@ -161,7 +210,7 @@ class ChatTemplate:
         after = [Message("user", "a")] if role == "system" else []
         try:
             text = self._apply([*before, Message(role, " \t probe \t "), *after])
-        except (jinja2.TemplateError, TypeError, ValueError):
+        except TEMPLATE_ERRORS:
             return False, False  # the template refuses this role, and so every conversation that has it
         return " \t probe" not in text, "probe \t " not in text
 
@@ -175,7 +224,7 @@ class ChatTemplate:
         try:
             alone = self._apply([user])
             prompted = self._apply([Message("system", _PRIVATE_USE[1]), user])
-        except (jinja2.TemplateError, TypeError, ValueError):
+        except TEMPLATE_ERRORS:
             return ""
         for piece in self._control.split(alone.partition(_PRIVATE_USE[0])[0]):
             text = re.sub(r"^\s*\w+\n", "", piece).strip() if piece.strip() else ""
@@ -254,47 +303,49 @@ def _mark(content: str, open_mark: str, close_mark: str) -> str:
     return content.replace(core, open_mark + core + close_mark, 1)
 
 
-def _bits(span: Span) -> int:
-    if span.is_content:
+@cache
+def _bits(token_class: TokenClass, is_content: bool, is_control: bool) -> int:
+    """The `TokenType` bits of a span."""
+    if is_content:
         bits = TokenType.CONTENT
-        return int(bits | TokenType.ESCAPED if span.token_class == TokenClass.ESCAPED else bits)
+        return int(bits | TokenType.ESCAPED if token_class == TokenClass.ESCAPED else bits)
     bits = TokenType.TEMPLATE
-    if span.is_control:
+    if is_control:
         bits |= TokenType.SPECIAL
     extra = {
         TokenClass.BOS: TokenType.BOS,
         TokenClass.ROLE_NAME: TokenType.ROLE_NAME,
         TokenClass.DEFAULT_SYSTEM: TokenType.DEFAULT_SYSTEM,
     }
-    return int(bits | extra.get(span.token_class, TokenType(0)))
+    return int(bits | extra.get(token_class, TokenType(0)))
 
 
-def _classify(item: _Rendered, ids: Sequence[int], offsets: Offsets) -> Encoded:
+def _classify(item: _Rendered, ids: Sequence[int], offsets: Offsets, is_control_id: npt.NDArray[np.bool_]) -> Encoded:
     """Give each token the class, bits, role and turn of the spans it overlaps."""
     spans = item.spans
-    span_of_char = np.repeat(np.arange(len(spans)), [span.stop - span.start for span in spans])
-    edges = np.array(offsets, np.int64).reshape(-1, 2)
+    starts, stops, classes, roles, turns, is_content, is_control = zip(*spans, strict=True)
+    span_of_char = np.repeat(np.arange(len(spans)), np.subtract(stops, starts))
+    edges = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(ids)).reshape(-1, 2)
     last_char = len(item.text) - 1
-    first = span_of_char[np.minimum(edges[:, 0], last_char)]
-    last = span_of_char[np.clip(edges[:, 1] - 1, np.minimum(edges[:, 0], last_char), last_char)]
-    classes = np.array([span.token_class for span in spans], np.uint8)
-    bits = np.array([_bits(span) for span in spans], np.uint16)
+    left = np.minimum(edges[:, 0], last_char)
+    first = span_of_char[left]
+    last = span_of_char[np.clip(edges[:, 1] - 1, left, last_char)]
+    bits = np.array([*map(_bits, classes, is_content, is_control)], np.uint16)
     chosen = first.copy()
     token_type = bits[first]
     for token in np.flatnonzero(first != last):
-        overlapped = range(first[token], last[token] + 1)
+        overlapped: Sequence[int] = range(first[token], last[token] + 1)
+        if is_control_id[token]:  # one that takes the white space beside it along (rstrip) is still what it is
+            overlapped = [number for number in overlapped if is_control[number]] or overlapped
         token_type[token] = np.bitwise_or.reduce(bits[list(overlapped)])
         chosen[token] = min(overlapped, key=lambda number: _rank(spans[number]))
-    token_class = classes[chosen]
-    if len(ids):
-        token_class[0] = TokenClass.FIRST
-        token_type[0] |= TokenType.FIRST
+    token_class = np.array(classes, np.uint8)[chosen]
     return Encoded(
         token_id=np.array(ids, np.int32),
         token_class=token_class,
         token_type=token_type,
-        role=np.array([span.role for span in spans], np.uint8)[chosen],
-        turn=np.minimum(np.array([span.turn for span in spans]), 0xFFFF).astype(np.uint16)[chosen],
+        role=np.array(roles, np.uint8)[chosen],
+        turn=np.minimum(turns, 0xFFFF).astype(np.uint16)[chosen],
     )
 
 

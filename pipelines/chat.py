@@ -71,4 +71,4 @@ def _encode(template: ChatTemplate, chat: Conversation | Skipped) -> Encoded:
     if isinstance(encoded, Skipped):
         raise DataError(f"This chat cannot be run: {encoded.reason} ({encoded.detail}). Expected messages with a role "
                         "and a content that the model's template takes.")
-    return encoded
+    return encoded.as_sequence()

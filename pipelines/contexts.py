@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.token_text import pieces, visible
 from shared.format.tokens import TokenClass, enum_name
 from shared.progress import Progress
 from shared.reading.cache import Cache
 from shared.reading.layer_rows import Rows
+from shared.showing.token_text import pieces, visible
 from train.export import ExportedSAE
 from train.policy import TokenPolicy, keeps
 
@@ -214,7 +214,7 @@ def _context(cache: Cache, rows: Rows, activations: Floats, peak: int, window: R
     values = np.where(known, activations[np.minimum(place, len(rows) - 1)], 0.0)  # the policy drops some rows
     largest = float(activations.max())
     shown = []
-    for piece in pieces(cache, window):
+    for piece in pieces(cache.token_id[window].tolist(), cache.vocabulary.decode):
         value = float(values[piece.start:piece.stop].max())
         kind = int(cache.token_class[window[piece.start]])
         shown.append(ShownPiece(

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from pipelines import plots
@@ -27,13 +26,12 @@ from shared import storage
 from shared.format.tokens import TokenClass
 from shared.provenance import versions
 from shared.reading.cache import Cache
+from shared.showing.page import render
 from train.export import load_sae
 from train.policy import TokenPolicy
 
 PAGE = "index.html"
 PLOT = "explained_variance_l0.png"
-_CONTROL_CLASSES = ("first", "bos", "turn_start", "header_end", "turn_end")
-"""Classes that are shown as control tokens, in a frame."""
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -64,6 +62,7 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
     firings, latents = _latents(cache, layer, described)
     scatter = plots.explained_variance_l0(runs)
     page = render(
+        _TEMPLATES, "report.html",
         runs=runs,
         rows=figure_rows(runs),
         facts=_facts(cache, layer, runs),
@@ -81,7 +80,6 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
         latent_rows=len(firings.rows),
         policy=_policy_words(runs[0].record["policy"]),
         dead_held_out=any(run.evaluation["latents"]["dead_held_out"] is not None for run in runs),
-        control_classes=_CONTROL_CLASSES,
         plot_file=PLOT,
         limits={"min_firings": MIN_FIRINGS, "num_contexts": NUM_CONTEXTS, "max_rows": MAX_ROWS},
     )
@@ -89,16 +87,6 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
     plots.write_png(scatter, page_folder / PLOT)
     storage.write_file(page_folder / PAGE, page.encode())
     return page_folder / PAGE
-
-
-def render(**values: Any) -> str:
-    """The page from the template; everything is escaped, whoever wrote it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    environment.filters |= {"thousands": "{:,}".format, "amount": _amount}
-    return environment.get_template("report.html").render(**values)
 
 
 def _latents(cache: Cache, layer: int, run: FinishedRun) -> tuple[Firings, list[ShownLatent]]:
@@ -139,11 +127,6 @@ def _policy_words(policy: dict[str, Any]) -> str:
         return (f"all but position 0 and the few whose vector is over {validated.max_norm:g} times as long as the "
                 "median")
     return validated.describe()
-
-
-def _amount(value: float) -> str:
-    """Three digits, or a whole number: "0.250", "15.0", "152", "25,011"."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def _norms(cache: Cache, layer: int) -> LayerNorms:

@@ -33,7 +33,7 @@ def speeds():
 
 
 def test_the_speeds_of_the_readme_are_those_of_the_results():
-    plain, bare, reader, step, memory = speeds()
+    plain, bare, reader, ngrams, ngram_memory, step, memory = speeds()
     harvest = RESULTS["harvest_speed_layer9"]
     assert plain[-1] == f"{harvest['times_plain_loop']:.1f}x"
     assert bare[-1] == f"{harvest['share_of_bare_loop']:.2f}"
@@ -41,6 +41,14 @@ def test_the_speeds_of_the_readme_are_those_of_the_results():
     medians = cold["gb_per_second"]["block reader"] / cold["gb_per_second"]["sequential read"]
     assert reader[-1] == (f"{cold['share_of_sequential_read']:.2f} (of the medians {medians:.2f}; "
                           f"warm {warm['share_of_sequential_read']:.2f})")
+    duplicates = RESULTS["deduplicate"]
+    speed, ours, loop = duplicates["speed"], duplicates["memory"], duplicates["plain_loop_memory"]
+    assert f", {speed['megabytes_a_second']['find_duplicates']:.0f} MB of text" in ngrams[0]
+    assert ngrams[-1] == f"{speed['times_as_fast_as_plain_loop']:.1f}x"
+    assert f"{duplicates['budget_mib']} MiB for n-grams ({ours['300000']['peak_mib']:.0f} MiB)" in ngram_memory[0]
+    assert f"({ours['30000']['peak_mib']:.0f} MiB; plain Python {loop['30000']['peak_mib']:,.0f})" in ngram_memory[1]
+    assert ngram_memory[-1] == f"{ours['300000']['peak_mib'] / ours['30000']['peak_mib']:.2f}x"
+    assert f"about {duplicates['extrapolated']['peak_gib']:.1f} GiB, extrapolated" in PAGES["README.md"]
     topk = RESULTS["train_step_topk_batch1024"]
     assert step[-1] == f"{topk['ratio']:.1f}x"
     for contender in topk["quality"].values():

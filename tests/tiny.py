@@ -1,6 +1,6 @@
 """Builders: tiny random models with real tokenizers and chat templates, chats, and caches made of them.
 
-The templates are our own texts in the manner of four families; what matters is where they put control
+The templates are our own texts in the manner of five families; what matters is where they put control
 tokens, role names, white space and default prompts.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from harvest.config import HarvestConfig
@@ -46,6 +46,21 @@ LLAMA3 = """
 {%- endfor %}
 """
 
+QWEN_SYSTEM = "You are Flint, made by nobody. You are a helpful assistant."
+
+QWEN = """
+{%- if messages[0].role == "system" %}
+    {{- "<|im_start|>system\\n" + messages[0].content + "<|im_end|>\\n" }}
+{%- else %}
+    {{- "<|im_start|>system\\n""" + QWEN_SYSTEM + """<|im_end|>\\n" }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role != "system" or not loop.first %}
+        {{- "<|im_start|>" + message.role + "\\n" + message.content + "<|im_end|>" + "\\n" }}
+    {%- endif %}
+{%- endfor %}
+"""
+
 GEMMA = """
 {{- bos_token }}
 {%- for message in messages %}
@@ -72,7 +87,7 @@ MISTRAL = """
 BASE = "{%- for message in messages %}{{- message.content }}{%- endfor %}"
 """A template that adds nothing."""
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, list[str], str | None, str]] = {
     "chatml": (CHATML, ["<|im_start|>", "<|im_end|>"], "<|im_start|>", "<|im_end|>"),
     "llama3": (
         LLAMA3,
@@ -80,10 +95,11 @@ FAMILIES = {
         "<|begin_of_text|>",
         "<|eot_id|>",
     ),
+    "qwen": (QWEN, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, "<|im_end|>"),
     "gemma": (GEMMA, ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], "<bos>", "<eos>"),
     "mistral": (MISTRAL, ["<s>", "</s>", "[INST]", "[/INST]"], "<s>", "</s>"),
 }
-"""Template, control tokens, bos and eos of each family."""
+"""Template, control tokens, bos (Qwen has none) and eos of each family."""
 
 _CORPUS = [
     "hello there, how are you today? I am fine, thank you. What is the weather like?",
@@ -98,12 +114,14 @@ WORDS = ["hello", "there", "how", "are", "you", "fine", "thank", "weather", "qui
 
 
 def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """A real fast tokenizer: byte-level BPE, for "mistral" one in the manner of SentencePiece.
+    """A real fast tokenizer: byte-level BPE ("qwen": of NFC), for "mistral" one in the manner of SentencePiece.
 
     ``<think>`` is an added token that is not special, as in reasoning models.
     """
     template, control, bos, eos = FAMILIES[family]
     backend = _metaspace_bpe(control) if family == "mistral" else _byte_level_bpe(control)
+    if family == "qwen":
+        backend.normalizer = normalizers.NFC()
     backend.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=eos, clean_up_tokenization_spaces=False

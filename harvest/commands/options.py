@@ -1,7 +1,8 @@
 """The options that `harvest run` and `harvest plan` share, and what they resolve to."""
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,23 +23,34 @@ CACHES = Path("caches")
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
-def harvest_options(command: CommandT) -> CommandT:
-    """Add the shared options to a command."""
-    options = [
+def source_options(command: CommandT) -> CommandT:
+    """Add the options that name a model and a data set to a command."""
+    return _add(command, [
         click.option("--model", help="Alias, hub id org/name, or local folder."),
         click.option("--dataset", help="File, folder or pattern of files (JSONL, Parquet, Arrow; .gz, .zst), alias or "
                                        "hub id. Default: the model's."),
+        click.option("--recipe", help="Recipe of pipelines/recipes, or a .toml file."),
+        click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override a recipe's key."),
+    ])
+
+
+def harvest_options(command: CommandT) -> CommandT:
+    """Add the shared options to a command: those that name model and data set, and those of the cache."""
+    return source_options(_add(command, [
         click.option("--num-tokens", type=int, help="Training rows wanted; rounded up to whole units."),
         click.option("--layers", help='Decoder layers, 0-based: "4 12 20".'),
         click.option("--cache", "cache_name", help="Name under caches/, or a path. Default: from model and data."),
-        click.option("--recipe", help="Recipe of pipelines/recipes, or a .toml file."),
-        click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Override a recipe's key."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option("--allow", multiple=True, type=click.Choice(ALLOWED),
                      help="Let a run differ from the cache's plan: batch-budget takes this run's or device's own."),
+        click.option("--processes", type=click.IntRange(min=1), default=os.cpu_count,
+                     help="Processes that encode the conversations of a new plan. Default: the cores."),
         click.option("--fresh", is_flag=True, help="Remove the cache that is there and start over (asks)."),
         click.option("--yes", is_flag=True, help="Answer yes to --fresh."),
-    ]
+    ]))
+
+
+def _add(command: CommandT, options: Sequence[Callable[[CommandT], CommandT]]) -> CommandT:
     for option in reversed(options):
         command = option(command)
     return command

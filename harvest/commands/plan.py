@@ -12,7 +12,7 @@ from harvest.opening import open_plan
 
 @click.command()
 @harvest_options
-def plan(**options: Any) -> None:
+def plan(processes: int, **options: Any) -> None:
     """Read, template, tokenise and order the conversations; write everything but the activations.
 
     \b
@@ -20,7 +20,7 @@ def plan(**options: Any) -> None:
       python -m harvest plan --model qwen2.5-0.5b-instruct --dataset my.jsonl
     """
     job, path = resolve(**options)
-    written = open_plan(job, path)
+    written = open_plan(job, path, processes)
     print_plan(job, written)
     print_estimate(job, written, estimate(job, written, path))
     click.echo(f"next     the same with run instead of plan fills {path}")

@@ -24,7 +24,9 @@ from shared.reading.cache import open_cache
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that share the work. Default: one a GPU.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a worker. Default: cores over workers.")
 @click.option("--worker", type=int, hidden=True, help="One of several, started by the harvest of this process id.")
-def run(dry_run: bool, workers: int | None, threads: int | None, worker: int | None, **options: Any) -> None:
+def run(
+    dry_run: bool, workers: int | None, threads: int | None, worker: int | None, processes: int, **options: Any
+) -> None:
     """Fill a cache with activations. The same command again resumes; a larger --num-tokens goes on.
 
     Any number of these commands may work on one cache at once, on one machine or on several that share a
@@ -46,10 +48,10 @@ def run(dry_run: bool, workers: int | None, threads: int | None, worker: int | N
         harvest(job, path, parent=worker)
         return
     if dry_run and not (path / PLAN).exists():
-        plan, choice, _ = start_plan(job)
-        lengths = [len(item.encoded) for item in choice.train]
+        plan, choice, _ = start_plan(job, processes)
+        lengths = np.diff(choice.layout.sequence_offset[:1001]).tolist()
     else:
-        plan = check_plan(job, path) if dry_run else open_plan(job, path)
+        plan = check_plan(job, path) if dry_run else open_plan(job, path, processes)
         lengths = np.diff(open_cache(path).sequence_offset[:1001]).tolist()
     print_plan(job, plan)
     costs = estimate(job, plan, path)

@@ -47,6 +47,8 @@ CLAIMS = "claims"
 HEARTBEAT = "heartbeat"
 BURIED = ".dead"
 """Ending of the folder of a writer that died and is being removed: ``tmp/<writer>.dead``."""
+ENCODED = "plan"
+"""Folder under tmp/ of conversations that are encoded and not in a plan yet."""
 SKIPPED = "skipped.jsonl"
 PROVENANCE = "provenance.jsonl"
 

@@ -25,24 +25,49 @@ _LARGEST = {
 """The largest value of arrays whose values are looked up; the smallest is 0."""
 
 
-def write_plan_array(cache: Path, name: str, values: AnyArray, temporary_folder: Path) -> dict[str, str]:
-    """Write one array chunk by chunk; returns the files' digests by path in the cache.
+class PlanArrayWriter:
+    """Writes one array chunk by chunk as its entries come; no more than a chunk is in memory."""
 
-    The last chunk is padded with zeros to its full length, as Zarr asks.
-    """
-    dtype = np.dtype(PLAN_ARRAYS[name]).newbyteorder("<")
-    digests = {}
-    for chunk in range(-(-len(values) // PLAN_CHUNK)):
-        part = np.zeros(PLAN_CHUNK, dtype)
-        piece = values[chunk * PLAN_CHUNK : (chunk + 1) * PLAN_CHUNK]
-        part[: len(piece)] = piece
-        data = part.tobytes()
+    def __init__(self, cache: Path, name: str, temporary_folder: Path) -> None:
+        self._cache = cache
+        self._name = name
+        self._temporary_folder = temporary_folder
+        self._chunk = np.zeros(PLAN_CHUNK, np.dtype(PLAN_ARRAYS[name]).newbyteorder("<"))
+        self._filled = 0
+        self._digests: dict[str, str] = {}
+
+    def append(self, values: AnyArray) -> None:
+        """Add entries at the end."""
+        while len(values):
+            piece = values[: PLAN_CHUNK - self._filled]
+            self._chunk[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
+            values = values[len(piece) :]
+            if self._filled == PLAN_CHUNK:
+                self._write()
+
+    def close(self) -> dict[str, str]:
+        """Write the last chunk, padded with zeros to its full length as Zarr asks; the digests of all, by path."""
+        if self._filled:
+            self._write()
+        return self._digests
+
+    def _write(self) -> None:
+        data = self._chunk.tobytes()
         data += crc32c_bytes(data)
-        relative = f"{GROUP}/{plan_chunk_file(name, chunk)}"
-        storage.make_folder((cache / relative).parent)
-        storage.write_file(cache / relative, data, temporary_folder)
-        digests[relative] = hex_digest(data)
-    return digests
+        relative = f"{GROUP}/{plan_chunk_file(self._name, len(self._digests))}"
+        storage.make_folder((self._cache / relative).parent)
+        storage.write_file(self._cache / relative, data, self._temporary_folder)
+        self._digests[relative] = hex_digest(data)
+        self._chunk[:] = 0
+        self._filled = 0
+
+
+def write_plan_array(cache: Path, name: str, values: AnyArray, temporary_folder: Path) -> dict[str, str]:
+    """Write a whole array; returns the files' digests by path in the cache."""
+    writer = PlanArrayWriter(cache, name, temporary_folder)
+    writer.append(values)
+    return writer.close()
 
 
 def chunk_bytes(name: str) -> int:

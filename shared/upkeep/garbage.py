@@ -16,7 +16,7 @@ from pathlib import Path
 from shared import storage
 from shared.errors import CorruptError
 from shared.format.commits import new_writer_id, newest_generations, read_record, record_path
-from shared.format.layout import CLAIMS, COMMITS, HEARTBEAT, TMP, inside
+from shared.format.layout import CLAIMS, COMMITS, ENCODED, HEARTBEAT, PLAN, TMP, inside
 from shared.writing.claims import claims_in
 from shared.writing.writers import Watch, is_on_this_machine, read_writer, recover
 
@@ -45,7 +45,7 @@ def find_garbage(cache: Path, watch: Watch) -> list[Garbage]:
     checksums = sorted((cache / COMMITS).glob("*/*.crc32c"))
     claims = [claim for folder in sorted((cache / CLAIMS).glob("*/")) for *_, claim in sorted(claims_in(folder))]
     holders = {claim: read_writer(claim) for claim in claims}
-    folders = sorted((cache / TMP).glob("*/"))
+    folders = [path for path in sorted((cache / TMP).glob("*/")) if path.name != ENCODED]
     has_ended = _Ended(cache, watch)
     ended = {folder for folder in folders if has_ended(folder.name)}
     ended_claims = [claim for claim, writer in holders.items()
@@ -62,6 +62,9 @@ def find_garbage(cache: Path, watch: Watch) -> list[Garbage]:
         Garbage(path, _bytes(path), "block checksums that no record names")
         for path in ended_checksums if path not in named
     ]
+    encoded = cache / TMP / ENCODED
+    if encoded.exists() and (cache / PLAN).exists():
+        found.append(Garbage(encoded, _tree_bytes(encoded, set()), "encoded conversations of a plan that is written"))
     found += [Garbage(claim, 0, "claim of a writer that has ended") for claim in ended_claims]
     found += [
         Garbage(path, _tree_bytes(path, set()), "rest of a cache that --fresh removed")

@@ -2,15 +2,21 @@
 
 import errno
 import gzip
+import os
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet
 import torch
 
+from harvest import encoding
+from harvest.config import Deduplicate
 from harvest.conversation import Skipped
 from harvest.data_files import read_file
+from harvest.deduplicate import find_duplicates
+from harvest.encoding import Batches, Encoding
 from harvest.hub_dataset import stream_rows
+from harvest.kept_chats import write_kept
 from harvest.model import find_model
 from harvest.opening import open_plan
 from harvest.run import harvest
@@ -69,6 +75,15 @@ def a_split_that_a_data_set_does_not_have(w):
     (w.tmp / "hub").mkdir()
     shutil.copy(w.data, w.tmp / "hub" / "train.jsonl")
     list(stream_rows(str(w.tmp / "hub"), "main", "tset"))
+
+
+@case(65, "data.jsonl", then="the same command again")
+def data_that_changes_while_it_is_deduplicated(w):
+    Path("data.jsonl").write_bytes(w.data.read_bytes() * 2)
+    source, options = find_source("data.jsonl"), Deduplicate()
+    duplicates = find_duplicates(source.read, options)
+    Path("data.jsonl").write_bytes(w.data.read_bytes())
+    write_kept(source, duplicates, options, None, None)
 
 
 @case(74, "data.jsonl", "No such file", then="Check the disk")
@@ -166,3 +181,18 @@ def two_trainings_of_one_layer(w):
 def starting_over_while_a_writer_works(w):
     with writer_folder(w.tmp / "cache"):
         remove_cache(w.tmp / "cache")
+
+
+class Dying:
+    """Ends the process that encodes with it."""
+
+    def encode(self, conversations):
+        os._exit(9)
+
+
+@case(75, "was killed", then="--processes 1")
+def a_process_of_the_plan_that_is_killed(w):
+    w.patch.setattr(encoding, "_ALONE", 0)
+    with Encoding(Dying(), 10, Batches(w.tmp), processes=2) as work:
+        list(work.put([tiny.conversation(("user", "hello"))]))
+        list(work.rest())

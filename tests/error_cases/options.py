@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from huggingface_hub import errors as hub
 
+from harvest.commands.deduplicate import find_output, parse_roles
+from harvest.commands.inspect import inspect
 from harvest.commands.options import cache_path, resolve
 from harvest.device import find_device
 from harvest.forward import Forward
 from harvest.hub import hub_errors
+from harvest.inspection_sample import Wanted, inspect_cache, inspect_source
 from harvest.model import find_model
 from harvest.opening import open_plan
 from harvest.sources import find_source
@@ -273,3 +276,73 @@ def an_unknown_split(w):
 @case(2, "'asistant'", then="Known: ")
 def an_unknown_class(w):
     open_cache(w.cache).rows(classes=["asistant"])
+
+
+@case(2, "no BOS token", then="--set harvest.separator=none")
+def a_separator_that_the_tokenizer_has_not(w):
+    model = w.model()
+    tokenizer = tiny.make_tokenizer("llama3")
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(model)
+    tiny.make_job(model, w.data, order="block", separator="bos")
+
+
+@case(2, "'kept.parquet'", then="kept.jsonl")
+def chats_to_be_written_as_something_else(w):
+    find_output("kept.parquet", str(w.data), find_source(str(w.data)))
+
+
+@case(2, "chats.jsonl'", then="Expected another file")
+def chats_to_be_written_over_the_data(w):
+    find_output(str(w.data), str(w.data), find_source(str(w.data)))
+
+
+@case(2, "'chats/kept.jsonl'", "'chats'", then="another folder")
+def chats_to_be_written_among_the_data(w):
+    Path("chats").mkdir()
+    Path("chats/one.jsonl").write_bytes(w.data.read_bytes())
+    find_output("chats/kept.jsonl", "chats", find_source("chats"))
+
+
+@case(2, "'asistant'", then='--roles "user assistant"')
+def a_role_that_no_turn_has(w):
+    parse_roles("asistant")
+
+
+@case(2, "'some'", "from 1", then="--sample 2000")
+def a_sample_that_is_no_number(w):
+    inspect.main(["--model", str(w.llama), "--sample", "some"], standalone_mode=False)
+
+
+@case(2, "--model", "does not go with a cache", then="Leave out one of them")
+def a_cache_and_a_model_to_inspect(w):
+    inspect.main([str(w.cache), "--model", str(w.llama)], standalone_mode=False)
+
+
+@case(2, "--number 99999", "60 conversations", then="Choose --number")
+def a_conversation_that_is_not_in_the_plan(w):
+    inspect_cache(open_cache(w.cache), Wanted(numbers=(99999,)))
+
+
+@case(2, "--number 60", "chats.jsonl", then="smaller --number")
+def a_row_past_the_end(w):
+    inspect_source(w.job(), Wanted(numbers=(59, 60)))
+
+
+@case(2, "'chats.jsonl:61'", then="--place my.jsonl:17")
+def a_place_where_no_row_is(w):
+    inspect_source(w.job(), Wanted(places=("chats.jsonl:60", "chats.jsonl:61")))
+
+
+@case(2, "chats.jsonl", then="--dataset")
+def a_data_file_in_the_place_of_a_cache(w):
+    inspect.main([str(w.data)], standalone_mode=False)
+
+
+@case(2, "You are Otter", then="harvest.drop_default_system=false")
+def a_default_system_prompt_that_is_no_turn(w):
+    folder = w.model()
+    text = ("{% if messages[0].role != 'system' %}You are Otter, a helper. {% endif %}"
+            "{% for message in messages %}{{ message.role + ': ' + message.content + eos_token }}{% endfor %}")
+    (folder / "chat_template.jinja").write_text(text)
+    tiny.make_job(folder, w.data, drop_default_system=True)

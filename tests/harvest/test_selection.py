@@ -4,23 +4,21 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvest.selection import HELD_OUT_SHARE, Chosen, Placer, Smallest
-from harvest.template import Encoded
+from harvest.selection import CHOSEN, HELD_OUT_SHARE, Place, Placer, Smallest
 
 keys = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=60)
 
 
-def chosen(place, length):
-    rows = np.zeros(length, np.int32)
-    return Chosen(place, Encoded(rows, rows, rows, rows, rows), 0, False)
+def entry(place, length):
+    return np.array([(*place.sort_key, 0, 0, length, 0, 0, 0)], CHOSEN)
 
 
 def select(places, max_rows, max_conversations=None):
     smallest = Smallest(max_rows, max_conversations)
     for place, length in places:
         if smallest.may_take(place):
-            smallest.add(chosen(place, length))
-    return [item.place for item in smallest.chosen()]
+            smallest.add(entry(place, length))
+    return [Place(*map(int, item.item()[:3])) for item in smallest.chosen()]
 
 
 @given(keys=keys, data=st.data(), seed=st.integers(0, 3))
@@ -31,7 +29,7 @@ def test_places_depend_on_keys_and_not_on_the_order_of_arrival(keys, data, seed)
 
 
 @given(
-    ranked=st.dictionaries(st.integers(0, 2**63), st.integers(1, 9_000), min_size=1, max_size=60),
+    ranked=st.dictionaries(st.integers(0, 2**63 - 1), st.integers(1, 9_000), min_size=1, max_size=60),
     data=st.data(),
     max_rows=st.integers(1, 40_000),
 )
@@ -54,8 +52,8 @@ def test_memory_is_bounded_by_the_limit_and_not_by_the_data_set():
     for key in rng.integers(2**62, 2**63, 3_000):
         place, _ = placer.place(int(key))
         if smallest.may_take(place):
-            smallest.add(chosen(place, 100))
-        most = max(most, len(smallest._kept))
+            smallest.add(entry(place, 100))
+        most = max(most, smallest._conversations)
     assert most <= 402  # half more than the limit, and the constant: 40,000 rows of 100
     assert len(smallest.chosen()) == 200
 

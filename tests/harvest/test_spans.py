@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvest.spans import Content, find_spans
+from harvest.spans import Content, SpanFinder
 from shared.format.tokens import Role, TokenClass, enum_name
 
 
@@ -20,7 +20,7 @@ def walk(template, control=(), bos=None, default_system="", roles=()):
         position = match.end()
     text += template[position:]
     pattern = re.compile("|".join(map(re.escape, control)) or "(?!)")
-    spans = find_spans(text, contents, pattern, bos, default_system)
+    spans = SpanFinder(pattern, bos, default_system).find(text, contents)
     assert [span.start for span in spans] == [0, *(span.stop for span in spans[:-1])]  # no gap, no overlap
     assert spans[-1].stop == len(text)
     return [

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pipelines.figures_table import figure_rows
-from pipelines.report import render
+from pipelines.report import _TEMPLATES, render
 from pipelines.runs import read_runs
 from tests.pipelines.conftest import HOSTILE
 
@@ -99,4 +99,4 @@ def test_a_figure_that_is_not_defined_is_a_dash(demo):
 
 def test_a_value_the_template_lacks_is_an_error():
     with pytest.raises(Exception, match="undefined"):
-        render()
+        render(_TEMPLATES, "report.html")

@@ -70,6 +70,7 @@ def sae_metadata(cache: Cache, layer: int, *, l0: float, num_dead: int, policy: 
     identity = cache.identity
     model = _table(identity, "model")
     dataset = _table(identity, "dataset")
+    order = _table(identity, "order")
     return {
         "sae_lens_version": LAYOUT_VERSION,
         "sae_lens_training_version": None,
@@ -80,11 +81,11 @@ def sae_metadata(cache: Cache, layer: int, *, l0: float, num_dead: int, policy: 
         "hook_head_index": None,
         "dataset_path": dataset.get("name"),
         "context_size": _context_size(identity),
-        "prepend_bos": False,
+        "prepend_bos": order.get("bos") is not None,
         "exclude_special_tokens": False,
         "seqpos_slice": [None],
-        "disable_concat_sequences": True,
-        "sequence_separator_token": None,
+        "disable_concat_sequences": order.get("kind") != "block",
+        "sequence_separator_token": order.get("separator"),
         "neuronpedia_id": None,
         "l0": l0,
         "num_dead_features": num_dead,
@@ -107,8 +108,6 @@ def _table(identity: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _context_size(identity: Mapping[str, Any]) -> int | None:
-    for table in (identity, *(value for value in identity.values() if isinstance(value, Mapping))):
-        for key in ("max_length", "truncation", "context_size", "block_length"):
-            if isinstance(table.get(key), int):
-                return int(table[key])
-    return None
+    """Tokens of the longest sequence: of a block, or of a conversation."""
+    size = _table(identity, "order").get("length") or identity.get("max_length")
+    return int(size) if isinstance(size, int) else None
