@@ -31,6 +31,8 @@ transformers.utils.logging.disable_progress_bar()
 _NOTES = {"transformers_version", "torch_dtype", "dtype", "use_cache"}
 """Keys of a config.json that leave the activations as they are: we say the number format ourselves."""
 
+_INDEX = "model.safetensors.index.json"
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -87,12 +89,26 @@ class ModelSource:
         """xxh3-128 over the names and digests of the weight files.
 
         Raises:
-            RecipeError: the folder holds no safetensors.
+            RecipeError: the folder holds no safetensors, or not all that its index names.
         """
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
             raise RecipeError(f"{self.folder} has no *.safetensors. Save the model with save_pretrained(...) first.")
+        if missing := sorted(self._indexed_files() - {path.name for path in files}):
+            raise RecipeError(f"{self.folder} has no {missing[0]}, one of the weight files that {_INDEX} names. "
+                              "Download or save the model again, all of it.")
         return hex_digest("".join(f"{path.name}:{file_digest(path)}\n" for path in files).encode())
+
+
+    def _indexed_files(self) -> set[str]:
+        """The names of the weight files, where the folder has an index of them."""
+        path = self.folder / _INDEX
+        if not path.exists():
+            return set()
+        try:
+            return {str(name) for name in json.loads(path.read_bytes())["weight_map"].values()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            raise RecipeError(f"Cannot read {path}. Download or save the model again.") from None
 
 
 def find_model(
@@ -178,16 +194,26 @@ def load_model(
     """Load the base model (no language-model head) and cut it after ``deepest_layer``.
 
     Raises:
-        RecipeError: the weights cannot be loaded, or the decoder layers are not found.
+        RecipeError: the weights cannot be loaded or are not those of config.json, or the decoder layers are not
+            found.
     """
     try:
-        model = AutoModel.from_pretrained(
+        model, found = AutoModel.from_pretrained(
             source.folder, dtype=getattr(torch, dtype), attn_implementation=attention,
-            trust_remote_code=source.trust_remote_code, use_safetensors=True,
+            trust_remote_code=source.trust_remote_code, use_safetensors=True, output_loading_info=True,
         )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):  # transformers' hint for who trains, after a long table
+            raise
+        raise RecipeError(f"Cannot load the model in {source.folder}: its weights do not have the shapes that its "
+                          "config.json says. Download or save it again, both together.") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise RecipeError(f"Cannot load the model in {source.folder}: {source._explain(error)}") from None
     cut = cut_model(model, deepest_layer)
+    # transformers draws at random what the files lack, and only warns.
+    if missing := sorted({*found["missing_keys"]} & {*cut.model.state_dict()}):
+        raise RecipeError(f"Cannot load the model in {source.folder}: its weights lack {len(missing)} tensors that its "
+                          f"config.json asks for, the first is {missing[0]}. Download or save it again.")
     cut.model.to(device)
     if device.type == "cpu":
         for parameter in cut.model.parameters():
@@ -221,5 +247,5 @@ def cut_model(model: torch.nn.Module, deepest_layer: int) -> CutModel:
 
 
 def _first_line(error: Exception) -> str:
-    line = str(error).strip().splitlines()[0].strip()[:300] if str(error).strip() else type(error).__name__
+    line = str(error).strip().splitlines()[0].rstrip(" :")[:300] if str(error).strip() else type(error).__name__
     return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -1,5 +1,6 @@
 """safetensors files of the train stage: the one door to the package. Never pickle."""
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +24,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     try:
         save_file(ready, path, metadata)
     except SafetensorError as error:
-        message = f"Cannot write {path}: {error}."
-        raise (TryAgainError if "os error 28" in str(error) else StorageError)(message) from error
+        if any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            raise TryAgainError(f"No space left for {path}. Free some space and run the same command again: it goes on "
+                                "from its last checkpoint.") from error
+        raise StorageError(f"Cannot write {path}: {error}.") from error
     with translate_errors(path), path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -87,11 +87,15 @@ def cache_path(name: str) -> Path:
     """A cache's folder: a bare name lies under caches/.
 
     Raises:
-        RecipeError: a URL; caches are folders.
+        RecipeError: a URL, or a file; caches are folders.
     """
     if "://" in name:
         raise RecipeError(f"--cache {name!r}: a cache is a folder of a file system. Mount it, and give its path.")
-    return Path(name) if "/" in name or name in {".", ".."} else CACHES / name
+    path = Path(name) if "/" in name or name in {".", ".."} else CACHES / name
+    if path.is_file():
+        raise RecipeError(f"{str(path)!r} is a file, and a cache is a folder. Choose another place: --cache NAME "
+                          "(make: CACHE=name)")
+    return path
 
 
 def default_cache_name(config: HarvestConfig, recipe: str | None) -> str:

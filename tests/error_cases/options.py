@@ -1,5 +1,6 @@
 """Exit code 2 of a harvest: a recipe, an option or a name that cannot be used."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,44 @@ def damaged_weights(w):
     tiny.make_cache(w.tmp / "cache", folder, w.data)
 
 
+@case(2, "model-00002-of-00002.safetensors", "index.json", then="all of it")
+def a_model_that_was_not_downloaded_whole(w):
+    """It is told before anything is planned, so that the cache is not that of another model when the rest is there."""
+    folder = w.model()
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    files = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    try:
+        open_plan(tiny.make_job(folder, w.data), w.tmp / "cache")
+    finally:
+        assert not (w.tmp / "cache" / "plan.json").exists()
+
+
+@case(2, "index.json", then="Download or save the model again")
+def a_damaged_index_of_weights(w):
+    folder = w.model()
+    (folder / "model.safetensors.index.json").write_text("{broken")
+    open_plan(tiny.make_job(folder, w.data), w.tmp / "cache")
+
+
+def other_config(w, **changes):
+    """A harvest with a model folder whose config.json was changed."""
+    folder = w.model()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    tiny.make_cache(w.tmp / "cache", folder, w.data, layers=[changes.get("num_hidden_layers", 3) - 1])
+
+
+@case(2, "model", "shapes", then="Download or save it again")
+def weights_of_another_width(w):
+    other_config(w, hidden_size=64)
+
+
+@case(2, "model", "layers.4.", then="Download or save it again")
+def weights_without_some_layers(w):
+    other_config(w, num_hidden_layers=6)
+
+
 @case(2, "no chat template", then="instruct variant")
 def a_base_model(w):
     folder = w.model()
@@ -135,6 +174,12 @@ def a_mixture_and_a_data_set(w):
 @case(2, "'s3://bucket/x'", then="Mount it")
 def a_cache_that_is_a_url(w):
     cache_path("s3://key:secret@bucket/x")
+
+
+@case(2, "'chats.jsonl'", then="CACHE=name")
+def a_cache_that_is_a_file(w):
+    Path("chats.jsonl").write_text("{}")
+    cache_path("./chats.jsonl")
 
 
 @case(2, "'nosuch'", then="Known recipes")

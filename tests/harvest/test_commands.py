@@ -138,6 +138,17 @@ def test_an_unwritable_cache_folder(fails, tmp_path):
     assert "Cannot write" in fails(74, cache=tmp_path / "file" / "cache")
 
 
+def test_a_cache_that_is_a_file(fails, command, cache_folder, chat_file):
+    before = chat_file.read_bytes()
+    assert "is a file, and a cache is a folder" in fails(2, cache=chat_file)
+    assert "is a file, and a cache is a folder" in fails(2, "--fresh", "--yes", cache=chat_file)
+    for words in (["status", chat_file], ["gc", chat_file], ["compress", cache_folder, chat_file]):
+        ended = command.run(*words)
+        assert ended.code == 2
+        assert "Traceback" not in ended.err
+    assert chat_file.read_bytes() == before
+
+
 def test_a_read_only_file_system(fails):
     prelude = (
         "import errno, shared.storage as storage\n"

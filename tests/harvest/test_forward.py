@@ -1,10 +1,13 @@
 """What the model computes: no conversation sees another, and rows are those of a plain forward pass."""
 
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from harvest.forward import Forward
@@ -185,6 +188,17 @@ def test_the_record_tells_how_many_batches_were_halved(llama, chat_file, tmp_pat
     cache = tiny.make_cache(tmp_path / "cache", llama, chat_file, num_tokens=1024)
     halved = [record.made_with["batches_halved"] for record in cache.records(0).values()]
     assert sum(halved) == 1
+
+
+def test_layers_that_the_weights_lack_are_never_drawn_at_random(llama, tmp_path):
+    """transformers does so with a warning; they would be harvested as if they were the model's."""
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    tiny_forward(folder, [1])  # what lies deeper is not looked for
+    with pytest.raises(RecipeError, match=r"lack 1 tensors .* layers\.2\.mlp\.up_proj\.weight"):
+        tiny_forward(folder, [2])
 
 
 def test_an_early_exit_model_holds_no_later_layer_and_no_head(llama):
