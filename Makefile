@@ -100,6 +100,8 @@ bench: $(READY) $(PEERS)/.ready ## Speed, as ratios, contenders interleaved in o
 	$(PY) -m benchmarks.cache_checks
 	$(PY) -m benchmarks.cache_tiers
 	$(PY) -m benchmarks.deduplicate
+	$(PY) -m benchmarks.templating
+	$(PY) -m benchmarks.chat_fuzz
 	$(PY) -m benchmarks.train_step --peers $(PEERS)/bin/python
 
 gpu-check: $(READY) ## On a CUDA machine: GPU tests, then the benchmarks of harvest and train

@@ -9,9 +9,12 @@ contents over and over, so what the walk made of one is kept.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from shared.format.tokens import Role, TokenClass
+import numpy as np
+import numpy.typing as npt
+
+from shared.format.tokens import CONTENT_CLASSES, Role, TokenClass
 
 ROLES = {
     "system": Role.SYSTEM,
@@ -39,15 +42,38 @@ _KEPT, _LONGEST_KEPT = 4096, 4096
 
 
 class Span(NamedTuple):
-    """A piece of rendered text of one kind."""
+    """A piece of template text of one kind."""
 
-    start: int
-    stop: int
-    token_class: TokenClass
-    role: Role = Role.NONE
-    turn: int = 0
-    is_content: bool = False
-    is_control: bool = False
+    length: int
+    token_class: int
+    role: int
+    turn: int
+    is_control: bool
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The pieces of a rendered conversation, each of one kind; every array has one entry a piece."""
+
+    edge: npt.NDArray[np.int64]
+    """Where each begins, and the text's length: one entry more. They cover the text without gaps."""
+    token_class: npt.NDArray[np.int64]
+    role: npt.NDArray[np.int64]
+    turn: npt.NDArray[np.int64]
+    is_control: npt.NDArray[np.bool_]
+    """Whether it is a control token that the template wrote."""
+
+    def __len__(self) -> int:
+        return len(self.token_class)
+
+    def of_chars(self) -> npt.NDArray[np.int64]:
+        """The number of the span of every character."""
+        return np.repeat(np.arange(len(self)), np.diff(self.edge))
+
+    def of_class(self, token_class: TokenClass) -> list[tuple[int, int]]:
+        """Start and stop of the spans of one class."""
+        return [(int(self.edge[number]), int(self.edge[number + 1]))
+                for number in np.flatnonzero(self.token_class == token_class)]
 
 
 @dataclass(frozen=True)
@@ -90,47 +116,61 @@ class SpanFinder:
         self._words: dict[frozenset[str], re.Pattern[str]] = {}
         self._known: dict[tuple[object, ...], tuple[list[Span], _State]] = {}
 
-    def find(self, text: str, contents: Sequence[Content]) -> list[Span]:
-        """Spans that cover a rendered conversation without gaps.
+    def find(self, text: str, contents: Sequence[Content]) -> Spans:
+        """The spans of a rendered conversation.
 
         Args:
             text: the rendered conversation.
             contents: its messages' contents, in order.
         """
         names = frozenset(content.role for content in contents) - _USUAL
-        spans: list[Span] = []
+        spans: list[tuple[int, ...]] = []
+        turns_before: list[int] = []
         state = _State()
         position = 0
         for content in contents:
             role = role_of(content.role)
-            state = self._template(text[position : content.start], position, state, role, names, spans)
-            state = self._content(text, content, role, state, spans)
+            state = self._template(text[position : content.start], state, role, names, spans, turns_before)
+            state = self._content(text, content, role, state, spans, turns_before)
             position = content.stop
-        self._template(text[position:], position, state, None, names, spans)
-        return spans
+        self._template(text[position:], state, None, names, spans, turns_before)
+        columns = np.array(spans, np.int64).reshape(-1, len(Span._fields)).T
+        return Spans(
+            edge=np.concatenate([[0], np.cumsum(columns[0])]),
+            token_class=columns[1],
+            role=columns[2],
+            turn=columns[3] + np.array(turns_before, np.int64),
+            is_control=columns[4].astype(bool),
+        )
 
-    def _content(self, text: str, content: Content, role: Role, state: _State, spans: list[Span]) -> _State:
+    def _content(
+        self, text: str, content: Content, role: Role, state: _State, spans: list[tuple[int, ...]],
+        turns_before: list[int],
+    ) -> _State:
         """A message's text; what is spelled like a control token in it is `ESCAPED`."""
         turn = state.turn if state.is_open else state.turn + 1
-        place = (role, max(turn, 0), True)
         position = content.start
         for match in self._control.finditer(text, content.start, content.stop):
             if position < match.start():
-                spans.append(Span(position, match.start(), _CONTENT_CLASS[role], *place))
-            spans.append(Span(match.start(), match.end(), TokenClass.ESCAPED, *place))
+                spans.append((match.start() - position, _CONTENT_CLASS[role], role, 0, False))
+                turns_before.append(turn)
+            spans.append((match.end() - match.start(), TokenClass.ESCAPED, role, 0, False))
+            turns_before.append(turn)
             position = match.end()
         if position < content.stop:
-            spans.append(Span(position, content.stop, _CONTENT_CLASS[role], *place))
+            spans.append((content.stop - position, _CONTENT_CLASS[role], role, 0, False))
+            turns_before.append(turn)
         return _State(turn, role, True, True, False)
 
     def _template(
-        self, text: str, start: int, state: _State, next_role: Role | None, names: frozenset[str], spans: list[Span]
+        self, text: str, state: _State, next_role: Role | None, names: frozenset[str], spans: list[tuple[int, ...]],
+        turns_before: list[int],
     ) -> _State:
-        """What the template wrote before a content of ``next_role``, or at the end; its spans start at ``start``."""
+        """What the template wrote before a content of ``next_role``, or at the end."""
         if not text:
             return state
-        # The first turn's number differs from that of "no turn": both are 0 in a span.
-        begun = state._replace(turn=min(state.turn, 0))
+        before = max(state.turn, 0)  # a walk counts turns from 0 on, or from -1 where none has begun
+        begun = state._replace(turn=0) if state.turn > 0 else state
         key = (text, begun, next_role, names)
         known = self._known.get(key)
         if known is None:
@@ -139,13 +179,9 @@ class SpanFinder:
             known = (walk.spans, walk.state())
             if len(self._known) < _KEPT and len(text) <= _LONGEST_KEPT:
                 self._known[key] = known
-        before = max(state.turn, 0)
-        spans += [
-            Span(a + start, b + start, kind, role, turn + before, is_content, is_control)
-            for a, b, kind, role, turn, is_content, is_control in known[0]
-        ]
-        after = known[1]
-        return after._replace(turn=after.turn + before)
+        spans += known[0]
+        turns_before += [before] * len(known[0])
+        return known[1]._replace(turn=known[1].turn + before) if before else known[1]
 
     def _word(self, names: frozenset[str]) -> re.Pattern[str]:
         """Matches a role's name: the usual ones, and those of the conversation."""
@@ -258,11 +294,11 @@ class _Walk:
 
     def _add(self, start: int, stop: int, token_class: TokenClass, is_control: bool = False) -> None:
         if start < stop:
-            turn = max(self._turn, 0)
-            self.spans.append(Span(start, stop, token_class, self._role, turn, False, is_control))
+            span = Span(stop - start, int(token_class), int(self._role), max(self._turn, 0), is_control)
+            self.spans.append(span)
 
 
-def without_default_turn(text: str, spans: Sequence[Span]) -> tuple[str, list[Span]] | None:
+def without_default_turn(text: str, spans: Spans) -> tuple[str, Spans] | None:
     """A rendered conversation without the system turn that the template put there of itself.
 
     That turn goes from the control token that opens it to the one that opens the next turn. Text and spans are as
@@ -272,16 +308,24 @@ def without_default_turn(text: str, spans: Sequence[Span]) -> tuple[str, list[Sp
         The text and its spans; None where the default system prompt is not a turn of its own: no control token opens
         it or the next turn, or something else is said in it.
     """
-    found = next((span for span in spans if span.token_class == TokenClass.DEFAULT_SYSTEM), None)
-    if found is None:
-        return text, list(spans)
-    numbers = [number for number, span in enumerate(spans) if span.turn == found.turn and span.role == found.role]
-    start, stop = numbers[0], numbers[-1] + 1
-    foreign = any(spans[number].is_content or spans[number].token_class == TokenClass.TEMPLATE_OTHER
-                  for number in numbers)
-    opens = [number < len(spans) and spans[number].token_class == TokenClass.TURN_START for number in (start, stop)]
-    if foreign or not all(opens):
+    found = np.flatnonzero(spans.token_class == TokenClass.DEFAULT_SYSTEM)
+    if not len(found):
+        return text, spans
+    is_turn = (spans.turn == spans.turn[found[0]]) & (spans.role == spans.role[found[0]])
+    start, stop = int(np.argmax(is_turn)), len(spans) - int(np.argmax(is_turn[::-1]))
+    said = {*spans.token_class[start:stop].tolist()} & {*CONTENT_CLASSES, TokenClass.TEMPLATE_OTHER}
+    opens = [number < len(spans) and spans.token_class[number] == TokenClass.TURN_START for number in (start, stop)]
+    if said or not all(opens):
         return None
-    cut = spans[stop].start - spans[start].start
-    after = [span._replace(start=span.start - cut, stop=span.stop - cut, turn=span.turn - 1) for span in spans[stop:]]
-    return text[: spans[start].start] + text[spans[stop].start :], [*spans[:start], *after]
+    first, last = int(spans.edge[start]), int(spans.edge[stop])
+
+    def kept(column: npt.NDArray[Any], cut: int) -> npt.NDArray[Any]:
+        return np.concatenate([column[:start], column[stop:] - column.dtype.type(cut)])
+
+    return text[:first] + text[last:], Spans(
+        edge=kept(spans.edge, last - first),
+        token_class=kept(spans.token_class, 0),
+        role=kept(spans.role, 0),
+        turn=kept(spans.turn, 1),
+        is_control=np.concatenate([spans.is_control[:start], spans.is_control[stop:]]),
+    )

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import cache
 from typing import Any, Literal, Protocol, cast
 
 import jinja2
@@ -18,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harvest.conversation import Conversation, Message, Skipped
-from harvest.spans import Content, Span, SpanFinder, without_default_turn
+from harvest.spans import Content, SpanFinder, Spans, without_default_turn
 from shared.errors import RecipeError
-from shared.format.tokens import TokenClass, TokenType
+from shared.format.tokens import CONTENT_CLASSES, TokenClass, TokenType
 
 ControlPolicy = Literal["escape", "keep", "reject"]
 Offsets = Sequence[tuple[int, int]]
@@ -40,8 +39,16 @@ class ChatTokenizer(Protocol):
     added_tokens_decoder: dict[int, Any]
     backend_tokenizer: Any
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
-        """Render a conversation."""
+    @property
+    def special_tokens_map(self) -> dict[str, Any]:
+        """What a template sees as bos_token, eos_token, ..."""
+
+    def get_chat_template(self) -> str:
+        """The chat template's text, of several the default one.
+
+        Raises:
+            ValueError: there are several, and no default one.
+        """
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,15 @@ class ChatTemplate:
     """A tokenizer's chat template with fixed variables: it never sees the clock.
 
     Raises:
-        RecipeError: the tokenizer has no chat template, or is not one of the tokenizers library; or the default
-            system prompt is to be left out and is no turn of its own.
+        RecipeError: the tokenizer has no chat template, or one that cannot be used, or is not one of the tokenizers
+            library; or the default system prompt is to be left out and is no turn of its own.
     """
 
     def __init__(
         self, tokenizer: ChatTokenizer, variables: dict[str, str], policy: ControlPolicy = "escape",
         today: date = date(2024, 7, 26), drop_default_system: bool = False,
     ) -> None:
+        self._made_of = (tokenizer, variables, policy, today, drop_default_system)
         if not getattr(tokenizer, "chat_template", None):
             raise RecipeError(
                 "The model's tokenizer has no chat template: a base model, or an instruct model saved without one. "
@@ -91,10 +99,20 @@ class ChatTemplate:
                               "Use a model with a fast tokenizer.")
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        # A template that asks for the time gets this day: its conversations must not change overnight.
-        self._variables: dict[str, Any] = {**variables, "strftime_now": today.strftime}
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        try:
+            self._template = _compile_jinja_template(tokenizer.get_chat_template())
+        except (jinja2.TemplateError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise RecipeError(f"The model's chat template cannot be used: {reason}. Expected one Jinja template; mend "
+                              "it in a copy of the model's folder: --model path/to/copy") from None
+        self._variables: dict[str, Any] = {
+            "tools": None, "documents": None, "add_generation_prompt": False,
+            **tokenizer.special_tokens_map, **variables,
+            # A template that asks for the time gets this day: its conversations must not change overnight.
+            "strftime_now": lambda form: today.strftime(form),
+        }
         self._policy = policy
         words = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()
                  if token.content.replace("\u2581", " ").strip()}  # runs of spaces and newlines, as Gemma's, are text
@@ -110,8 +128,16 @@ class ChatTemplate:
                               f"turn of its own: {default_system[:80]!r}. Expected a system turn that opens and ends "
                               "with control tokens. Leave it in: --set harvest.drop_default_system=false")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made anew in another process: a compiled template does not pickle."""
+        return ChatTemplate, self._made_of
+
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | Skipped]:
         """Encode conversations, in order; one that the template refuses or rewrites is `Skipped`."""
+        backend = self._backend  # transformers leaves on it what its last call was asked for
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
         rendered = [self._render(conversation) for conversation in conversations]
         plain = [item for item in rendered if isinstance(item, _Rendered) and not item.escapes]
         encodings = iter(self._backend.encode_batch([item.text for item in plain], add_special_tokens=False))
@@ -137,16 +163,21 @@ class ChatTemplate:
         Contents were escaped before; this finds what only the tokenizer sees: a control token that a content makes
         together with the text beside it, that a normalizer makes of other characters, or that plain text cannot avoid.
         """
-        is_control = np.take(self._is_control, np.array(ids, np.int32), mode="clip")
-        encoded = _classify(item, ids, offsets, is_control)
+        token_id = np.array(ids, np.int32)
+        is_control = self._is_control[np.minimum(token_id, len(self._is_control) - 1)]
+        encoded = _classify(item, token_id, offsets, is_control)
         forged = is_control & ((encoded.token_type & TokenType.SPECIAL) == 0)
         if self._policy != "keep" and forged.any():
             return Skipped(conversation.place, "control_token", "a message would become a control token")
         return encoded
 
     def _apply(self, messages: Sequence[Message]) -> str:
+        """A conversation rendered as apply_chat_template does it.
+
+        Not through it: of what it is given it makes plain data first, and so takes strftime_now away from templates.
+        """
         dicts = [{"role": message.role, "content": message.content} for message in messages]
-        return cast(str, self._tokenizer.apply_chat_template(dicts, tokenize=False, **self._variables))
+        return cast(str, self._template.render(messages=dicts, **self._variables))
 
     def _render(self, conversation: Conversation) -> "_Rendered | Skipped":
         messages = conversation.messages
@@ -176,9 +207,9 @@ class ChatTemplate:
             text, spans = dropped
         return _Rendered(text, spans, self._escapes(spans))
 
-    def _escapes(self, spans: Sequence[Span]) -> list[Span]:
-        """Control strings in contents that must not become control tokens."""
-        return [span for span in spans if span.token_class == TokenClass.ESCAPED and self._policy == "escape"]
+    def _escapes(self, spans: Spans) -> list[tuple[int, int]]:
+        """Start and stop of control strings in contents that must not become control tokens."""
+        return spans.of_class(TokenClass.ESCAPED) if self._policy == "escape" else []
 
     def _locate(
         self, messages: Sequence[Message], text: str, marked: str, marks: Sequence[str]
@@ -241,14 +272,13 @@ class ChatTemplate:
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         position = 0
-        for span in [*item.escapes, None]:
-            stop = span.start if span else len(item.text)
-            self._encode_piece(item.text, position, stop, ids, offsets)
-            if span:
-                word = self._encode_as_text(item.text[span.start : span.stop])
-                ids += word
-                offsets += [(span.start, span.stop)] * len(word)
-                position = span.stop
+        for start, stop in item.escapes:
+            self._encode_piece(item.text, position, start, ids, offsets)
+            word = self._encode_as_text(item.text[start:stop])
+            ids += word
+            offsets += [(start, stop)] * len(word)
+            position = stop
+        self._encode_piece(item.text, position, len(item.text), ids, offsets)
         return ids, offsets
 
     def _encode_piece(
@@ -290,9 +320,9 @@ class ChatTemplate:
 @dataclass(frozen=True)
 class _Rendered:
     text: str
-    spans: list[Span]
-    escapes: list[Span]
-    """Control strings in contents that must not become control tokens."""
+    spans: Spans
+    escapes: list[tuple[int, int]]
+    """Start and stop of control strings in contents that must not become control tokens."""
 
 
 def _mark(content: str, open_mark: str, close_mark: str) -> str:
@@ -303,54 +333,47 @@ def _mark(content: str, open_mark: str, close_mark: str) -> str:
     return content.replace(core, open_mark + core + close_mark, 1)
 
 
-@cache
-def _bits(token_class: TokenClass, is_content: bool, is_control: bool) -> int:
-    """The `TokenType` bits of a span."""
-    if is_content:
-        bits = TokenType.CONTENT
-        return int(bits | TokenType.ESCAPED if token_class == TokenClass.ESCAPED else bits)
-    bits = TokenType.TEMPLATE
-    if is_control:
-        bits |= TokenType.SPECIAL
-    extra = {
-        TokenClass.BOS: TokenType.BOS,
-        TokenClass.ROLE_NAME: TokenType.ROLE_NAME,
-        TokenClass.DEFAULT_SYSTEM: TokenType.DEFAULT_SYSTEM,
-    }
-    return int(bits | extra.get(token_class, TokenType(0)))
+_BITS = np.full(len(TokenClass), TokenType.TEMPLATE, np.uint16)
+"""The `TokenType` bits of a span by its class, without SPECIAL."""
+_BITS[TokenClass.BOS] |= TokenType.BOS
+_BITS[TokenClass.ROLE_NAME] |= TokenType.ROLE_NAME
+_BITS[TokenClass.DEFAULT_SYSTEM] |= TokenType.DEFAULT_SYSTEM
+_BITS[list(CONTENT_CLASSES)] = TokenType.CONTENT
+_BITS[TokenClass.ESCAPED] |= TokenType.ESCAPED
 
 
-def _classify(item: _Rendered, ids: Sequence[int], offsets: Offsets, is_control_id: npt.NDArray[np.bool_]) -> Encoded:
+def _classify(
+    item: _Rendered, token_id: npt.NDArray[np.int32], offsets: Offsets, is_control_id: npt.NDArray[np.bool_]
+) -> Encoded:
     """Give each token the class, bits, role and turn of the spans it overlaps."""
     spans = item.spans
-    starts, stops, classes, roles, turns, is_content, is_control = zip(*spans, strict=True)
-    span_of_char = np.repeat(np.arange(len(spans)), np.subtract(stops, starts))
-    edges = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(ids)).reshape(-1, 2)
+    span_of_char = spans.of_chars()
+    edges = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(token_id)).reshape(-1, 2)
     last_char = len(item.text) - 1
     left = np.minimum(edges[:, 0], last_char)
     first = span_of_char[left]
-    last = span_of_char[np.clip(edges[:, 1] - 1, left, last_char)]
-    bits = np.array([*map(_bits, classes, is_content, is_control)], np.uint16)
+    last = span_of_char[np.maximum(np.minimum(edges[:, 1] - 1, last_char), left)]
+    bits = _BITS[spans.token_class] | np.uint16(TokenType.SPECIAL) * spans.is_control
     chosen = first.copy()
     token_type = bits[first]
     for token in np.flatnonzero(first != last):
         overlapped: Sequence[int] = range(first[token], last[token] + 1)
         if is_control_id[token]:  # one that takes the white space beside it along (rstrip) is still what it is
-            overlapped = [number for number in overlapped if is_control[number]] or overlapped
+            overlapped = [number for number in overlapped if spans.is_control[number]] or overlapped
         token_type[token] = np.bitwise_or.reduce(bits[list(overlapped)])
-        chosen[token] = min(overlapped, key=lambda number: _rank(spans[number]))
-    token_class = np.array(classes, np.uint8)[chosen]
+        chosen[token] = min(overlapped, key=lambda number: _rank(int(spans.token_class[number])))
+    token_class = spans.token_class[chosen].astype(np.uint8)
     return Encoded(
-        token_id=np.array(ids, np.int32),
+        token_id=token_id,
         token_class=token_class,
         token_type=token_type,
-        role=np.array(roles, np.uint8)[chosen],
-        turn=np.minimum(turns, 0xFFFF).astype(np.uint16)[chosen],
+        role=spans.role[chosen].astype(np.uint8),
+        turn=np.minimum(spans.turn, 0xFFFF)[chosen].astype(np.uint16),
     )
 
 
-def _rank(span: Span) -> int:
+def _rank(token_class: int) -> int:
     """A token across a seam counts with its content, else with what is not white space."""
-    if span.is_content:
+    if token_class in CONTENT_CLASSES:
         return 0
-    return 2 if span.token_class == TokenClass.TEMPLATE_SPACE else 1
+    return 2 if token_class == TokenClass.TEMPLATE_SPACE else 1

@@ -346,3 +346,10 @@ def a_default_system_prompt_that_is_no_turn(w):
             "{% for message in messages %}{{ message.role + ': ' + message.content + eos_token }}{% endfor %}")
     (folder / "chat_template.jinja").write_text(text)
     tiny.make_job(folder, w.data, drop_default_system=True)
+
+
+@case(2, "chat template", "got 'end of statement block'", then="--model path/to/copy")
+def a_chat_template_that_is_no_template(w):
+    folder = w.model()
+    (folder / "chat_template.jinja").write_text("{% for message in %}")
+    tiny.make_job(folder, w.data)

@@ -21,11 +21,10 @@ def walk(template, control=(), bos=None, default_system="", roles=()):
     text += template[position:]
     pattern = re.compile("|".join(map(re.escape, control)) or "(?!)")
     spans = SpanFinder(pattern, bos, default_system).find(text, contents)
-    assert [span.start for span in spans] == [0, *(span.stop for span in spans[:-1])]  # no gap, no overlap
-    assert spans[-1].stop == len(text)
-    return [
-        (text[span.start : span.stop], enum_name(span.token_class), enum_name(span.role), span.turn) for span in spans
-    ]
+    assert (spans.edge[0], spans.edge[-1]) == (0, len(text))
+    assert (spans.edge[1:] > spans.edge[:-1]).all()
+    rows = zip(spans.edge, spans.edge[1:], spans.token_class, spans.role, spans.turn, strict=False)
+    return [(text[a:b], enum_name(TokenClass(kind)), enum_name(Role(role)), turn) for a, b, kind, role, turn in rows]
 
 
 def test_a_bos_inside_a_conversation_is_bos_where_no_turn_is_open():

@@ -25,7 +25,7 @@ TAKES_SYSTEM = {"chatml", "llama3", "qwen"}
 characters = st.one_of(
     st.characters(exclude_categories=["Cs", "Co"]), st.sampled_from(list(" \n\t\r\u00a0\u3000ab<|>[]é你🙂"))
 )
-contents = st.text(characters, max_size=20)
+contents = st.text(characters, max_size=20).filter(lambda text: not any(word in text for word in CONTROL))
 forged = st.lists(
     st.sampled_from(CONTROL) | st.sampled_from([" ", "\n", "user", "assistant", "hello", "<|", "é"]), max_size=6
 ).map("".join)

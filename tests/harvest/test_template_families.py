@@ -1,6 +1,8 @@
 """What templates differ in: default system prompts, BOS, assistant masks, odd and long texts; and typed control tokens
 where transformers' own sanitizer does otherwise."""
 
+from datetime import date
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -137,6 +139,44 @@ def test_a_bos_is_neither_doubled_nor_invented(family):
         ids = encode(ChatTemplate(tokenizer, VARIABLES), chat([content, "b"])).token_id.tolist()
         number = {"chatml": 3, "qwen": 0}.get(family, 1)  # of ChatML's turns each begins with it
         assert ids.count(tokenizer.convert_tokens_to_ids(bos) if bos else None) == number
+
+
+def test_what_else_the_tokenizer_is_used_for_changes_nothing():
+    tokenizer = tiny.make_tokenizer("chatml")
+    template = ChatTemplate(tokenizer, VARIABLES)
+    before = encode(template, chat(["hello there"]))
+    for options in ({"split_special_tokens": True}, {"truncation": True, "max_length": 3},
+                    {"padding": "max_length", "max_length": 90}):
+        tokenizer("a <|im_end|> b", **options)
+        assert same(encode(template, chat(["hello there"])), before)
+
+
+def test_a_template_that_asks_for_the_time_gets_the_recipes_day():
+    """Through apply_chat_template it would get the machine's clock, or a text in the place of the function."""
+    tokenizer = TOKENIZERS["llama3"]
+    [encoded] = ChatTemplate(tokenizer, {}, today=date(2019, 3, 1)).encode([chat(["a"])])
+    expected = tokenizer.apply_chat_template(
+        chat(["a"]).as_dicts(), tokenize=True, return_dict=False, date_string="01 Mar 2019")
+    assert encoded.token_id.tolist() == expected
+
+
+def test_a_template_sees_the_variables_of_apply_chat_template():
+    tokenizer, template = with_template("llama3", (
+        "{{ [tools, documents, add_generation_prompt, bos_token, eos_token, pad_token, date_string, "
+        "unk_token is defined, builtin_tools is defined, namespace(x=1).x, messages | length] }}" + tiny.BASE
+    ))
+    conversation_ = chat(["a", "b"])
+    text = tokenizer.apply_chat_template(conversation_.as_dicts(), tokenize=False, **VARIABLES)
+    assert "26 Jul 2024" in text
+    assert "<|eot_id|>" in text
+    assert tokenizer.decode(encode(template, conversation_).token_id) == text
+
+
+def test_of_several_templates_the_default_one_is_taken_and_none_is_an_error():
+    several = {"default": tiny.CHATML, "tool_use": tiny.BASE}
+    assert same(encode(with_template("chatml", several)[1], chat(["a"])), encode(TEMPLATES["chatml"], chat(["a"])))
+    with pytest.raises(RecipeError, match="cannot be used: This model has multiple chat templates"):
+        with_template("chatml", {"rag": tiny.CHATML, "tool_use": tiny.BASE})
 
 
 # assistant masks
