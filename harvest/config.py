@@ -103,7 +103,7 @@ class HarvestConfig(Table):
     held_out_rows: int | None = Field(None, gt=0)
     """Rows of held-out conversations at most. Default: no limit in rows, 5,000 conversations."""
     max_length: int = Field(8192, ge=2)
-    """Tokens after which a conversation is cut (the FAST paper's 8,192)."""
+    """Tokens after which a conversation is cut (the FAST paper's 8,192), or as many as the model has positions for."""
     seed: int = 0
     """Seed of the order of conversations."""
     order: OrderKind = "fast"

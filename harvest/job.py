@@ -119,6 +119,22 @@ def _token(tokenizer: ChatTokenizer, name: str) -> tuple[str, int] | None:
     return name, int(number)
 
 
+def _within_positions(config: HarvestConfig, positions: int | None) -> HarvestConfig:
+    """The recipe with no sequence longer than the model has positions for: what it gives past them means nothing.
+
+    Conversations are cut there, as at ``max_length``.
+
+    Raises:
+        RecipeError: blocks are longer.
+    """
+    if positions is None or positions >= max(config.max_length, config.block_length if config.order != "fast" else 0):
+        return config
+    if config.order != "fast" and config.block_length > positions:
+        raise RecipeError(f"Blocks of {config.block_length:,} tokens are longer than the {positions:,} positions that "
+                          f"the model was made for. Take shorter ones: --set harvest.block_length={positions}")
+    return config.model_copy(update={"max_length": min(config.max_length, positions)})
+
+
 def prepare(
     config: HarvestConfig, device: Device, plan: Plan | None = None, allow: Iterable[str] = ()
 ) -> Job:
@@ -138,6 +154,7 @@ def prepare(
     model = find_model(config.model, config.revision, kept.get("model"), config.trust_remote_code)
     model_config = model.config().get_text_config()  # of a multimodal model, its language half
     num_layers = int(model_config.num_hidden_layers)
+    config = _within_positions(config, getattr(model_config, "max_position_embeddings", None))
     layers = config.layers or list(entry.layers) or default_layers(num_layers)
     beyond = [layer for layer in layers if layer >= num_layers]
     if beyond:

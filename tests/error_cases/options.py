@@ -353,3 +353,8 @@ def a_chat_template_that_is_no_template(w):
     folder = w.model()
     (folder / "chat_template.jinja").write_text("{% for message in %}")
     tiny.make_job(folder, w.data)
+
+
+@case(2, "5,000 tokens", "4,096 positions", then="--set harvest.block_length=4096")
+def blocks_longer_than_the_model_has_positions(w):
+    w.job(order="block", block_length=5000)

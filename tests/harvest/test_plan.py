@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,3 +142,16 @@ def test_a_folder_with_other_files_is_not_taken_for_a_cache(llama, chat_file, tm
 )
 def test_a_unit_is_at_most_64_batches_and_an_eighth_of_the_tokens(sizes, shards):
     assert shards_per_unit(*sizes) == shards
+
+
+def test_no_conversation_is_longer_than_the_model_has_positions_for(llama, tmp_path):
+    """Whatever max_length says: past its positions a model computes numbers that mean nothing, without a word."""
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32}))
+    data = tiny.write_jsonl(tmp_path / "chats.jsonl", tiny.chats(60))
+    made = plan(tmp_path / "cache", folder, data)
+    cache = open_cache(tmp_path / "cache")
+    assert np.diff(cache.conversation_offset).max() == 32
+    assert cache.array("conversations/flags").read().all()
+    assert made.identity["max_length"] == 32
