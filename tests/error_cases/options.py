@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from huggingface_hub import errors as hub
 
+from harvest.__main__ import main
 from harvest.commands.deduplicate import find_output, parse_roles
-from harvest.commands.inspect import inspect
 from harvest.commands.options import cache_path, resolve
 from harvest.device import find_device
 from harvest.forward import Forward
@@ -311,12 +311,12 @@ def a_role_that_no_turn_has(w):
 
 @case(2, "'some'", "from 1", then="--sample 2000")
 def a_sample_that_is_no_number(w):
-    inspect.main(["--model", str(w.llama), "--sample", "some"], standalone_mode=False)
+    main(["inspect", "--model", str(w.llama), "--sample", "some"], standalone_mode=False)
 
 
 @case(2, "--model", "does not go with a cache", then="Leave out one of them")
 def a_cache_and_a_model_to_inspect(w):
-    inspect.main([str(w.cache), "--model", str(w.llama)], standalone_mode=False)
+    main(["inspect", str(w.cache), "--model", str(w.llama)], standalone_mode=False)
 
 
 @case(2, "--number 99999", "60 conversations", then="Choose --number")
@@ -336,7 +336,7 @@ def a_place_where_no_row_is(w):
 
 @case(2, "chats.jsonl", then="--dataset")
 def a_data_file_in_the_place_of_a_cache(w):
-    inspect.main([str(w.data)], standalone_mode=False)
+    main(["inspect", str(w.data)], standalone_mode=False)
 
 
 @case(2, "You are Otter", then="harvest.drop_default_system=false")
