@@ -9,6 +9,7 @@ contents over and over, so what the walk made of one is kept.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,8 +56,8 @@ class Span(NamedTuple):
 class Spans:
     """The pieces of a rendered conversation, each of one kind; every array has one entry a piece."""
 
-    edge: npt.NDArray[np.int64]
-    """Where each begins, and the text's length: one entry more. They cover the text without gaps."""
+    length: npt.NDArray[np.int64]
+    """Characters of each. They cover the text without gaps."""
     token_class: npt.NDArray[np.int64]
     role: npt.NDArray[np.int64]
     turn: npt.NDArray[np.int64]
@@ -68,11 +69,12 @@ class Spans:
 
     def of_chars(self) -> npt.NDArray[np.int64]:
         """The number of the span of every character."""
-        return np.repeat(np.arange(len(self)), np.diff(self.edge))
+        return np.arange(len(self)).repeat(self.length)
 
     def of_class(self, token_class: TokenClass) -> list[tuple[int, int]]:
         """Start and stop of the spans of one class."""
-        return [(int(self.edge[number]), int(self.edge[number + 1]))
+        stop = self.length.cumsum()
+        return [(int(stop[number] - self.length[number]), int(stop[number]))
                 for number in np.flatnonzero(self.token_class == token_class)]
 
 
@@ -86,13 +88,20 @@ class Content:
 
 
 class _State(NamedTuple):
-    """Where a walk stands between two pieces of text. Turns are counted from -1 on: none has begun."""
+    """Where a walk stands between two pieces of text.
+
+    Turns are counted from the one that a piece begins in, which is 0; -1 says that none has begun.
+    """
 
     turn: int = -1
     role: Role = Role.NONE
     is_open: bool = False
     had_content: bool = False
     in_header: bool = False
+
+
+_IN_CONTENT = {role: _State(0, role, True, True, False) for role in Role}
+"""After a content of a role."""
 
 
 def role_of(name: str) -> Role:
@@ -114,7 +123,7 @@ class SpanFinder:
         self._bos = bos
         self._default_system = default_system
         self._words: dict[frozenset[str], re.Pattern[str]] = {}
-        self._known: dict[tuple[object, ...], tuple[list[Span], _State]] = {}
+        self._known: dict[tuple[object, ...], tuple[list[Span], _State, int]] = {}
 
     def find(self, text: str, contents: Sequence[Content]) -> Spans:
         """The spans of a rendered conversation.
@@ -127,61 +136,64 @@ class SpanFinder:
         spans: list[tuple[int, ...]] = []
         turns_before: list[int] = []
         state = _State()
-        position = 0
+        turn = position = 0
         for content in contents:
             role = role_of(content.role)
-            state = self._template(text[position : content.start], state, role, names, spans, turns_before)
-            state = self._content(text, content, role, state, spans, turns_before)
+            if position < content.start:
+                known, state, more = self._template(text[position : content.start], state, role, names)
+                spans += known
+                turns_before += [turn] * len(known)
+                turn += more
+            turn += not state.is_open and state.turn == 0
+            state = _IN_CONTENT[role]
+            before = len(spans)
+            self._content(text, content, role, spans)
+            turns_before += [turn] * (len(spans) - before)
             position = content.stop
-        self._template(text[position:], state, None, names, spans, turns_before)
-        columns = np.array(spans, np.int64).reshape(-1, len(Span._fields)).T
+        if position < len(text):
+            known, _, _ = self._template(text[position:], state, None, names)
+            spans += known
+            turns_before += [turn] * len(known)
+        width = len(Span._fields)
+        columns = np.fromiter(chain.from_iterable(spans), np.int64, width * len(spans)).reshape(-1, width).T
         return Spans(
-            edge=np.concatenate([[0], np.cumsum(columns[0])]),
+            length=columns[0],
             token_class=columns[1],
             role=columns[2],
             turn=columns[3] + np.array(turns_before, np.int64),
             is_control=columns[4].astype(bool),
         )
 
-    def _content(
-        self, text: str, content: Content, role: Role, state: _State, spans: list[tuple[int, ...]],
-        turns_before: list[int],
-    ) -> _State:
+    def _content(self, text: str, content: Content, role: Role, spans: list[tuple[int, ...]]) -> None:
         """A message's text; what is spelled like a control token in it is `ESCAPED`."""
-        turn = state.turn if state.is_open else state.turn + 1
+        token_class = _CONTENT_CLASS[role]
         position = content.start
         for match in self._control.finditer(text, content.start, content.stop):
             if position < match.start():
-                spans.append((match.start() - position, _CONTENT_CLASS[role], role, 0, False))
-                turns_before.append(turn)
+                spans.append((match.start() - position, token_class, role, 0, False))
             spans.append((match.end() - match.start(), TokenClass.ESCAPED, role, 0, False))
-            turns_before.append(turn)
             position = match.end()
         if position < content.stop:
-            spans.append((content.stop - position, _CONTENT_CLASS[role], role, 0, False))
-            turns_before.append(turn)
-        return _State(turn, role, True, True, False)
+            spans.append((content.stop - position, token_class, role, 0, False))
 
     def _template(
-        self, text: str, state: _State, next_role: Role | None, names: frozenset[str], spans: list[tuple[int, ...]],
-        turns_before: list[int],
-    ) -> _State:
-        """What the template wrote before a content of ``next_role``, or at the end."""
-        if not text:
-            return state
-        before = max(state.turn, 0)  # a walk counts turns from 0 on, or from -1 where none has begun
-        begun = state._replace(turn=0) if state.turn > 0 else state
-        key = (text, begun, next_role, names)
+        self, text: str, state: _State, next_role: Role | None, names: frozenset[str]
+    ) -> tuple[list[Span], _State, int]:
+        """What the template wrote before a content of ``next_role``, or at the end.
+
+        Returns:
+            Its spans, the state after it, and how many turns further that is.
+        """
+        key = (text, state, next_role, names)
         known = self._known.get(key)
         if known is None:
-            walk = _Walk(text, self._control, self._bos, self._default_system, self._word(names), begun)
+            walk = _Walk(text, self._control, self._bos, self._default_system, self._word(names), state)
             walk.template(next_role)
-            known = (walk.spans, walk.state())
+            after = walk.state()
+            known = (walk.spans, after._replace(turn=min(after.turn, 0)), max(after.turn, 0))
             if len(self._known) < _KEPT and len(text) <= _LONGEST_KEPT:
                 self._known[key] = known
-        spans += known[0]
-        turns_before += [before] * len(known[0])
-        return known[1]._replace(turn=known[1].turn + before) if before else known[1]
+        return known
 
     def _word(self, names: frozenset[str]) -> re.Pattern[str]:
         """Matches a role's name: the usual ones, and those of the conversation."""
@@ -317,15 +329,15 @@ def without_default_turn(text: str, spans: Spans) -> tuple[str, Spans] | None:
     opens = [number < len(spans) and spans.token_class[number] == TokenClass.TURN_START for number in (start, stop)]
     if said or not all(opens):
         return None
-    first, last = int(spans.edge[start]), int(spans.edge[stop])
+    first, last = int(spans.length[:start].sum()), int(spans.length[:stop].sum())
 
-    def kept(column: npt.NDArray[Any], cut: int) -> npt.NDArray[Any]:
-        return np.concatenate([column[:start], column[stop:] - column.dtype.type(cut)])
+    def kept(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.concatenate([column[:start], column[stop:]])
 
     return text[:first] + text[last:], Spans(
-        edge=kept(spans.edge, last - first),
-        token_class=kept(spans.token_class, 0),
-        role=kept(spans.role, 0),
-        turn=kept(spans.turn, 1),
-        is_control=np.concatenate([spans.is_control[:start], spans.is_control[stop:]]),
+        length=kept(spans.length),
+        token_class=kept(spans.token_class),
+        role=kept(spans.role),
+        turn=np.concatenate([spans.turn[:start], spans.turn[stop:] - 1]),
+        is_control=kept(spans.is_control),
     )

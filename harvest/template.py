@@ -188,7 +188,8 @@ class ChatTemplate:
             text = messages[0].content
             spans = self._spans.find(text, [Content(0, len(text), messages[0].role)])
             return _Rendered(text, spans, self._escapes(spans))
-        marks = [mark for mark in _PRIVATE_USE if not any(mark in message.content for message in messages)][:2]
+        together = "".join([message.content for message in messages])
+        marks = [mark for mark in _PRIVATE_USE if mark not in together][:2]
         if len(marks) < 2:
             return Skipped(conversation.place, "private_use", "too many private-use characters to mark contents")
         try:

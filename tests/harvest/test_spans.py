@@ -21,9 +21,10 @@ def walk(template, control=(), bos=None, default_system="", roles=()):
     text += template[position:]
     pattern = re.compile("|".join(map(re.escape, control)) or "(?!)")
     spans = SpanFinder(pattern, bos, default_system).find(text, contents)
-    assert (spans.edge[0], spans.edge[-1]) == (0, len(text))
-    assert (spans.edge[1:] > spans.edge[:-1]).all()
-    rows = zip(spans.edge, spans.edge[1:], spans.token_class, spans.role, spans.turn, strict=False)
+    assert spans.length.sum() == len(text)  # no gap, no overlap
+    assert (spans.length > 0).all()
+    stop = spans.length.cumsum()
+    rows = zip(stop - spans.length, stop, spans.token_class, spans.role, spans.turn, strict=True)
     return [(text[a:b], enum_name(TokenClass(kind)), enum_name(Role(role)), turn) for a, b, kind, role, turn in rows]
 
 
