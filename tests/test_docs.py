@@ -33,7 +33,7 @@ def speeds():
 
 
 def test_the_speeds_of_the_readme_are_those_of_the_results():
-    plain, bare, reader, ngrams, ngram_memory, step, memory = speeds()
+    plain, bare, reader, ngrams, ngram_memory, plan_memory, step, memory = speeds()
     harvest = RESULTS["harvest_speed_layer9"]
     assert plain[-1] == f"{harvest['times_plain_loop']:.1f}x"
     assert bare[-1] == f"{harvest['share_of_bare_loop']:.2f}"
@@ -49,6 +49,11 @@ def test_the_speeds_of_the_readme_are_those_of_the_results():
     assert f"({ours['30000']['peak_mib']:.0f} MiB; plain Python {loop['30000']['peak_mib']:,.0f})" in ngram_memory[1]
     assert ngram_memory[-1] == f"{ours['300000']['peak_mib'] / ours['30000']['peak_mib']:.2f}x"
     assert f"about {duplicates['extrapolated']['peak_gib']:.1f} GiB, extrapolated" in PAGES["README.md"]
+    few, _, many = sorted(RESULTS["plan"]["runs"], key=lambda run: (run["conversations"], -run["processes"]))
+    assert f"{many['conversations']:,} chats" in plan_memory[0]
+    assert f"({many['peak_mib']:.0f} MiB)" in plan_memory[0]
+    assert f"{few['conversations']:,} chats ({few['peak_mib']:.0f} MiB)" in plan_memory[1]
+    assert plan_memory[-1] == f"{many['peak_mib'] / few['peak_mib']:.2f}x"
     topk = RESULTS["train_step_topk_batch1024"]
     assert step[-1] == f"{topk['ratio']:.1f}x"
     for contender in topk["quality"].values():
