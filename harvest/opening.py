@@ -56,6 +56,7 @@ def open_plan(job: Job, cache: Path, processes: int = 1) -> Plan:
         processes: how many encode conversations. The plan is the same for any number.
     """
     if (cache / PLAN).exists():
+        storage.remove_tree(cache / TMP / ENCODED)  # whoever wrote the plan may have died before it did
         return check_plan(job, cache)
     begun = {TMP, CLAIMS}
     if cache.exists() and any(path.name not in begun for path in cache.iterdir()) and not (cache / GROUP).exists():

@@ -146,6 +146,8 @@ def test_what_another_configuration_left_is_removed_and_gc_finds_what_a_kill_lef
     assert (cache / PLAN).exists()
     (cache / TMP / ENCODED).mkdir()  # as if it had been killed just before
     assert [one.path.name for one in find_garbage(cache, Watch())] == [ENCODED]
+    open_plan(tiny.make_job(llama, chat_file), cache)
+    assert not (cache / TMP / ENCODED).exists()
 
 
 def test_a_dry_run_keeps_nothing(template):
