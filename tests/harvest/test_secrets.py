@@ -10,7 +10,7 @@ from shared.errors import UserError
 from shared.redaction import without_secrets
 from tests.canaries import ENVIRONMENT, SECRET, canary
 from tests.harvest.test_run import SET
-from train.commands.run import run as train_run
+from train.__main__ import main as train_main
 
 TYPED = {
     "--dataset": f"https://user:{canary('dataset')}@host.invalid/org/chats.jsonl?token={canary('query')}",
@@ -66,8 +66,10 @@ def test_a_full_run_with_crashes_leaves_no_secret_in_files_or_output(command, ar
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    trained = CliRunner().invoke(train_run, ["--cache", "spied", "--layer", "2", "--set", "train.num_tokens=256",
-                                             "--set", "train.batch_size=64", "--expansion", "1", "--set", "sae.k=2"])
+    trained = CliRunner().invoke(train_main, [
+        "run", "--cache", "spied", "--layer", "2",
+        "--set", "train.num_tokens=256", "--set", "train.batch_size=64", "--expansion", "1", "--set", "sae.k=2"
+    ])
     assert trained.exit_code == 0, trained.output
     for ended in (killed, crashed, done, *again):
         assert_clean(ended.out, ended.err)

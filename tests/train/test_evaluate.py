@@ -13,6 +13,7 @@ from shared.errors import CorruptError, StorageError
 from shared.format.tokens import CONTENT_CLASSES, Role
 from tests.train import tiny_run
 from tests.train.fake_cache import FakeCache, planted
+from train.__main__ import main
 from train.commands import run as command
 from train.config import plan_saes, read_train_config, sae_tables
 from train.evaluate import evaluate_saes, not_evaluated
@@ -123,7 +124,7 @@ def test_the_command_repeats_the_evaluation_by_itself(trained, tmp_path, monkeyp
     sizes = []
     for units in [0, 1, 2], [0, 1, 2], [0, 1, 2, 3]:
         monkeypatch.setattr(command, "choose_cache", lambda name, layer, units=units: more_held_out(units))
-        ended = CliRunner().invoke(command.run, [
+        ended = CliRunner().invoke(main, ["run",
             "--runs", str(tmp_path), "--layer", "3", "--device", "cpu", "--set", "train.batch_size=64",
             "--set", "train.num_tokens=640", "--set", "sae.d_sae=32", "--set", "sae.k=3"])
         assert ended.exit_code == 0, ended.output

@@ -6,6 +6,7 @@ from click.testing import CliRunner
 from shared.errors import RecipeError, UserError
 from tests.train import tiny_run
 from train import choose_cache
+from train.__main__ import main
 from train.commands import run as command
 
 TINY = ["--set", "train.batch_size=64", "--set", "train.num_tokens=1280", "--set", "sae.d_sae=32", "--set", "sae.k=3"]
@@ -17,7 +18,7 @@ def invoke(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "choose_cache", lambda name, layer: cache)
 
     def call(*arguments, **fields):
-        result = CliRunner().invoke(command.run, ["--runs", str(tmp_path), "--device", "cpu", *arguments], **fields)
+        result = CliRunner().invoke(main, ["run", "--runs", str(tmp_path), "--device", "cpu", *arguments], **fields)
         if isinstance(result.exception, UserError):
             raise result.exception
         return result
