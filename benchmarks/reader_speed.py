@@ -1,15 +1,18 @@
-"""Our block reader against a plain sequential read of the same files.
+"""Our block reader, and `verify`, against a plain sequential read of the same files.
 
     python -m benchmarks.reader_speed [--cache caches/demo --layer 9] [--rounds 5]
 
-Both bring every byte of the layer's rows into memory once; ours checks each block's crc32c too. Cold means
-that the files' pages were dropped from the page cache before each turn.
+All bring every byte of the layer's rows into memory once; the reader checks each block's crc32c too, and `verify`
+(as the command runs it, on every core) that and each file's digest. Cold means that the files' pages were dropped
+from the page cache before each turn.
 """
 
 import argparse
 import os
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ import numpy as np
 from benchmarks.measuring import median_ratio, save
 from shared.format.layout import BLOCK_ROWS, GROUP, shard_file
 from shared.reading.cache import open_cache
+from shared.upkeep.verify import files_to_check, verify
 
 _PIECE = 8 << 20
 
@@ -33,22 +37,24 @@ def main() -> None:
     size = sum(path.stat().st_size for path in files)
     figures: dict[str, object] = {"bytes": size, "rounds": arguments.rounds}
     for state in ("cold", "warm"):
-        seconds: dict[str, list[float]] = {"sequential read": [], "block reader": []}
+        contenders: dict[str, Callable[[], object]] = {
+            "sequential read": partial(read_files, files),
+            "block reader": partial(read_blocks, Path(arguments.cache), arguments.layer),
+            "verify": partial(verify_layer, Path(arguments.cache), arguments.layer),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(arguments.rounds):
-            for name in seconds:
+            for name, work in contenders.items():
                 if state == "cold":
                     drop_pages(files)
                 started = time.perf_counter()
-                if name == "sequential read":
-                    read_files(files)
-                else:
-                    read_blocks(Path(arguments.cache), arguments.layer)
+                work()
                 seconds[name].append(time.perf_counter() - started)
         speeds = {name: size / statistics.median(times) / 1e9 for name, times in seconds.items()}
-        ratio = median_ratio(seconds["sequential read"], seconds["block reader"])
+        shares = {name: median_ratio(seconds["sequential read"], seconds[name]) for name in ("block reader", "verify")}
         print(f"{state}: " + ", ".join(f"{name} {speed:.2f} GB/s" for name, speed in speeds.items())
-              + f"; block reader {ratio:.2f} of the sequential read")
-        figures[state] = {"seconds": seconds, "gb_per_second": speeds, "share_of_sequential_read": ratio}
+              + "; of the sequential read: " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items()))
+        figures[state] = {"seconds": seconds, "gb_per_second": speeds, "share_of_sequential_read": shares}
     save("reader_speed", figures)
 
 
@@ -80,6 +86,12 @@ def read_blocks(path: Path, layer: int) -> None:
         for block in range(span.start // BLOCK_ROWS, -(-span.stop // BLOCK_ROWS)):
             view = rows.block(block).view(np.uint16)
             buffer[: len(view)] = view
+
+
+def verify_layer(path: Path, layer: int) -> None:
+    """Check what `python -m harvest verify` checks of one layer."""
+    for checked in verify(files_to_check(path, layers=[layer]), threads=os.cpu_count() or 1):
+        assert checked.problem is None, checked
 
 
 if __name__ == "__main__":

@@ -158,6 +158,10 @@ class NewFile:
             _announce("fsync", self.path)
             os.fsync(self._descriptor)
 
+    def fileno(self) -> int:
+        """The descriptor, for locks."""
+        return self._descriptor
+
     def close(self) -> None:
         """Close the file; committed data files are made read-only when they are published."""
         os.close(self._descriptor)
@@ -190,7 +194,7 @@ def write_file(path: Path, data: Buffer, temporary_folder: Path | None = None) -
 
 
 def rename(temporary: Path, path: Path) -> None:
-    """Rename a finished, fsynced file; the caller makes the name durable with `fsync_folder`.
+    """Rename a finished, fsynced file, or a folder; the caller makes the name durable with `fsync_folder`.
 
     Raises:
         FileNotFoundError: ``temporary`` is gone.

@@ -42,23 +42,26 @@ class _Heartbeat:
     """The heartbeat file of this process: locked while it lives, its counter raised by a thread."""
 
     def __init__(self, folder: Path, writer: str) -> None:
-        self._path = folder / HEARTBEAT
         self._writer = writer
         self._stop = threading.Event()
         unlocked = folder / f"{HEARTBEAT}.new"
-        with storage.translate_errors(folder):
-            self._descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._beat(0)
+        self._file = storage.NewFile(unlocked, 0)
+        try:
+            with storage.translate_errors(unlocked):
+                self._beat(0)
             with contextlib.suppress(OSError):  # a file system without locks: the counter speaks for us
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            unlocked.rename(self._path)  # locked before anybody can look at it
+                fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            storage.rename(unlocked, folder / HEARTBEAT)  # locked before anybody can look at it
+        except BaseException:
+            self._file.close()
+            raise
         self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
-        os.close(self._descriptor)
+        self._file.close()
 
     def _keep_beating(self) -> None:
         count = 0
@@ -68,9 +71,12 @@ class _Heartbeat:
                 self._beat(count)
 
     def _beat(self, count: int) -> None:
-        """Raise the counter, and have it leave this machine: a network file system would keep it for a while."""
-        os.pwrite(self._descriptor, f"{self._writer} {_boot_id()} {count:012d}\n".encode(), 0)
-        os.fdatasync(self._descriptor)
+        """Raise the counter, and have it leave this machine: a network file system would keep it for a while.
+
+        It promises nothing about the cache and comes at any time: no operation that a fault test could count.
+        """
+        os.pwrite(self._file.fileno(), f"{self._writer} {_boot_id()} {count:012d}\n".encode(), 0)
+        os.fdatasync(self._file.fileno())
 
 
 class Watch:
@@ -254,8 +260,7 @@ def remove_cache(cache: Path) -> None:
     if living := living_writers(cache, patience=PATIENCE_SECONDS):
         raise TryAgainError(f"{cache} is being written by {', '.join(living)}. Stop it first.")
     aside = cache.with_name(f".{cache.name}.removed-{new_writer_id()}")
-    with storage.translate_errors(cache):
-        cache.rename(aside)
+    storage.rename(cache, aside)
     storage.remove_tree(aside)
 
 

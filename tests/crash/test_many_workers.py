@@ -1,4 +1,4 @@
-"""Eight workers on one cache, killed and paused at random, and started again: every unit is committed once.
+"""Eight workers on one cache, killed, paused or out of space at random, and started again: units are committed once.
 
 Each worker is a process of its own that waits where a model would compute. Numbers depend on the writer in
 one of the tests, so that a file of one under the record of another would not match it.
@@ -108,5 +108,36 @@ def test_units_are_committed_once_whoever_dies_or_wakes_late(warms, memory, shar
     counts.add("many workers", f"{name}: late commits that lost", late)
     for what in ("kills", "pauses"):
         counts.add("many workers", f"{name}: {what}", done[what])
-    assert twice <= 0.1 * units
+    assert twice < 0.1 * units
     assert done["kills"]
+
+
+def test_where_the_disk_fills_up_all_stop_with_exit_75_and_lose_nothing(warms, memory, tmp_path, counts):
+    cache, full = memory / "full", tmp_path / "full"
+    small.make_plan(cache, Geometry(40 * 128 - 5, 4000, 2, 128, 1))
+    whole = small.copy(cache, memory / "whole-full")
+    harvest_alone(whole)
+    arguments = [cache, "--seconds-per-unit", 0.05, "--full-while", full]
+    acknowledged, stopped = [], 0
+    with counts.timed("many workers"):
+        for enough in (5, 20, 40):
+            full.unlink(missing_ok=True)
+            workers = [Worker(warm, arguments) for warm in warms]
+            for worker in workers:
+                worker.thread.start()
+            while len(committed_units(cache)) < enough and any(worker.thread.is_alive() for worker in workers):
+                time.sleep(0.01)
+            full.touch()
+            for worker in workers:
+                worker.thread.join()
+            acknowledged += [unit for worker in workers for unit in worker.said("ACK")]
+            stopped += sum(worker.ended[-1].code == 75 for worker in workers)
+            assert {worker.ended[-1].code for worker in workers} <= {0, 75}
+            assert set(acknowledged) == committed_units(cache)
+            assert damage(cache) == []
+    assert stopped >= 2, "the disk was never full while anybody worked"
+    full.unlink()
+    assert warms[0].run(*arguments).code == 0
+    assert leftovers(cache) == []
+    assert promised(cache) == promised(whole)
+    counts.add("many workers", "full disk: workers stopped with exit 75", stopped)
