@@ -25,6 +25,9 @@ PEERS := .venv-peers
 common = $(if $(CACHE),--cache "$(CACHE)") $(if $(RECIPE),--recipe "$(RECIPE)") --device $(DEVICE) \
          $(foreach item,$(SET),--set $(item))
 
+# Tests run on every core, in a process each.
+together = -n auto --maxprocesses 4
+
 .DEFAULT_GOAL := help
 # harvest, train and tests are folders too: without .PHONY, make calls them up to date.
 .PHONY: help setup demo harvest train evaluate test test-system test-crash check bench gpu-check clean
@@ -71,17 +74,16 @@ evaluate: $(READY) ## Repeat the held-out metrics of a layer's SAEs: make evalua
 	$(PY) -m pipelines evaluate --layer $(LAYER) $(if $(CACHE),--cache "$(CACHE)") --device $(DEVICE)
 
 test: $(READY) ## Unit, contract and end-to-end tests; pip packages alone
-	$(PY) -m pytest -q -m "not gpu and not system and not crash" tests
+	$(PY) -m pytest -q $(together) --dist loadfile -m "not gpu and not system and not crash" tests
 
 test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a fifth of the crash suite; says what it could not run
-	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.2 $(PY) -m pytest -q -m "system or crash" tests
+	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.2 \
+	    $(PY) -m pytest -q $(together) --dist worksteal -m "system or crash" tests
 
 test-crash: $(READY) ## The whole crash-consistency suite, most of an hour; writes docs/reliability.md
-	@# Power cuts and mutants take about as long as all the rest.
-	export GRANARY_CRASH_SHARE=1; half="power_loss or mutants"; folder=$$(mktemp -d); \
-	GRANARY_CRASH_COUNTS=$$folder/one $(PY) -m pytest -q -m crash -k "$$half" tests/crash > $$folder/log 2>&1 & \
-	GRANARY_CRASH_COUNTS=$$folder/two $(PY) -m pytest -q -m crash -k "not ($$half)" tests/crash; \
-	wait; cat $$folder/log; $(PY) -m tests.crash.report docs/reliability.md $$folder/one $$folder/two
+	counts=$$(mktemp); GRANARY_CRASH_SHARE=1 GRANARY_CRASH_COUNTS=$$counts \
+	    $(PY) -m pytest -q $(together) --dist worksteal -m crash tests/crash; \
+	$(PY) -m tests.crash.report docs/reliability.md $$counts
 
 $(PEERS)/.ready: benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)

@@ -148,12 +148,14 @@ def writer_folder(cache: Path) -> Iterator[str]:
     writer = new_writer_id()
     folder = cache / TMP / writer
     storage.make_folder(folder)
-    heartbeat = _Heartbeat(folder, writer)
+    heartbeat = None
     try:
+        heartbeat = _Heartbeat(folder, writer)
         yield writer
         _make_records_durable(cache)  # those of others too: what is there is told next
     finally:
-        heartbeat.close()
+        if heartbeat is not None:
+            heartbeat.close()
         with contextlib.suppress(UserError):
             _roll_all_forward(cache)
             storage.remove_tree(folder)

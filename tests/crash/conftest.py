@@ -1,8 +1,7 @@
-"""How much of the suite runs, what it counts, and the processes that it kills.
+"""How much of the suite runs, and the caches that it attacks.
 
 GRANARY_CRASH_SHARE is the share of every list of crash points that is tried: 0.005 where it is not set
-(`make test`), 0.2 in `make test-system`, 1 in `make test-crash`, which runs the suite in two halves at once; the
-counts of both (GRANARY_CRASH_COUNTS names a file for them) become docs/reliability.md.
+(`make test`), 0.2 in `make test-system`, 1 in `make test-crash`, whose counts become docs/reliability.md.
 """
 
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.counting import counted
 from tests.crash.counts import Counts
 from tests.crash.oracle import Oracle
 from tests.crash.share import Share
@@ -19,8 +19,6 @@ from tests.crash.small_harvest import THREE_UNITS, harvest_alone, new_process
 from tests.shared import small
 
 _SHARE = "GRANARY_CRASH_SHARE"
-_COUNTS = "GRANARY_CRASH_COUNTS"
-_counts = Counts()
 
 
 def pytest_collection_modifyitems(items):
@@ -32,27 +30,6 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.timeout(3600))
 
 
-def pytest_runtest_logreport(report: pytest.TestReport):
-    """Note what of this folder did not run."""
-    if report.skipped and "tests/crash/" in report.nodeid:
-        _counts.not_run.append(str(report.longrepr[2]).removeprefix("Skipped: "))
-
-
-def pytest_sessionfinish(session, exitstatus):
-    """Keep the counts for the report, where they are asked for."""
-    if path := os.environ.get(_COUNTS):
-        _counts.failed = session.testsfailed
-        _counts.save(Path(path))
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Say what was counted."""
-    for piece, numbers in _counts.numbers.items():
-        terminalreporter.write_line(f"crash tests, {piece}: " + ", ".join(f"{n} {what}" for what, n in numbers.items()))
-    for line in sorted(set(_counts.not_run)):
-        terminalreporter.write_line(f"crash tests, not done: {line}")
-
-
 @pytest.fixture(scope="session")
 def share() -> Share:
     """Chooses the crash points that are tried."""
@@ -62,7 +39,7 @@ def share() -> Share:
 @pytest.fixture(scope="session")
 def counts() -> Counts:
     """Collects what really ran."""
-    return _counts
+    return counted
 
 
 @pytest.fixture(scope="session")

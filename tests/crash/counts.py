@@ -4,7 +4,6 @@ import json
 import time
 from collections import defaultdict
 from contextlib import contextmanager
-from pathlib import Path
 
 
 class Counts:
@@ -29,17 +28,17 @@ class Counts:
         finally:
             self.seconds[piece] += time.monotonic() - started
 
-    def save(self, path: Path) -> None:
-        """Write everything into a file."""
-        path.write_text(json.dumps(vars(self)))
+    def as_json(self) -> str:
+        """Everything, for another process or a file."""
+        return json.dumps(vars(self))
 
-    def add_saved(self, path: Path) -> None:
-        """Add what another session saved."""
-        other = json.loads(path.read_text())
-        for piece, numbers in other["numbers"].items():
+    def add_all(self, other: str) -> None:
+        """Add what `as_json` gave."""
+        found = json.loads(other)
+        for piece, numbers in found["numbers"].items():
             for name, number in numbers.items():
                 self.add(piece, name, number)
-        for piece, seconds in other["seconds"].items():
+        for piece, seconds in found["seconds"].items():
             self.seconds[piece] += seconds
-        self.not_run += other["not_run"]
-        self.failed += other["failed"]
+        self.not_run += found["not_run"]
+        self.failed += found["failed"]

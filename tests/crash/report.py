@@ -1,6 +1,6 @@
-"""docs/reliability.md, from what the sessions of a whole run counted:
+"""docs/reliability.md, from what a whole run counted:
 
-    python -m tests.crash.report docs/reliability.md COUNTS...
+    python -m tests.crash.report docs/reliability.md COUNTS
 """
 
 import os
@@ -71,7 +71,7 @@ can only leave with it (for the late writer: on pauses). Every one must be caugh
 
 ## Again
 
-    make test-crash      # all of it, {minutes} minutes of tests, in two halves at once; writes this page
+    make test-crash      # all of it, {minutes} minutes of tests, spread over the cores; writes this page
     make test-system     # a fifth of it, among other things
     make test            # a few seconds of it
 
@@ -112,7 +112,8 @@ _PIECES = {
     "many workers": (
         "Many workers under random kills",
         "Processes that share one cache are killed, and paused for three times longer than the others are patient, "
-        "and started again. Every unit has to be committed once, and at most a tenth may be computed twice.",
+        "and started again. Every unit has to be committed once, and less than a tenth may be computed twice. Then the "
+        "disk is full, again and again: all have to stop with exit code 75 and lose nothing.",
     ),
     "damage": (
         "Damage",
@@ -123,11 +124,10 @@ _PIECES = {
 }
 
 
-def main(path: str, *saved: str) -> None:
+def main(path: str, saved: str) -> None:
     """Write the report; a run that tried too little, or in which a test failed, ends with an error."""
     counts = Counts()
-    for one in saved:
-        counts.add_saved(Path(one))
+    counts.add_all(Path(saved).read_text())
     missing = too_little(counts)
     counts.not_run += missing
     write(Path(path), counts)

@@ -18,6 +18,7 @@ from shared.upkeep.garbage import find_garbage
 from shared.upkeep.verify import files_to_check, verify
 from shared.writing import writers
 from shared.writing.writers import recover, writer_folder
+from tests.crash.oracle import leftovers
 from tests.shared import small
 from tests.tiny import promised
 
@@ -77,7 +78,7 @@ def finish(cache, plan, whole):
     if 0 not in read_records(cache, PASS_ID):
         assert small.harvest_unit(cache, plan, 0)
     assert promised(cache) == whole
-    assert not [path for path in (cache / TMP).rglob("*") if path.is_file()]
+    assert leftovers(cache) == []
 
 
 @pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, TryAgainError), (errno.EIO, StorageError)])
