@@ -94,7 +94,7 @@ class Batches:
                     window = windows[here].result()
                     pieces.append(window.take(segment.start, segment.stop))
                     for old in [key for key in windows if key < here]:
-                        del windows[old]
+                        loader.give_back(windows.pop(old).result())
                     after = order.following(*here)
                     if after not in windows and stop + len(window.served) - segment.stop < last_position:
                         windows[after] = loader.start(*after)

@@ -5,7 +5,8 @@ of it there (one gather). So nothing is permuted on the way: on CUDA, blocks are
 piece, and from there to the device on a stream of their own while the step runs.
 
 Blocks are read in the order of the file, each thread a piece of it: the kernel brings a block's pages when a thread
-asks for them (`MappedFile.load`). Where the layer is large beside the machine's memory, pages are given back as soon
+asks for them (`MappedFile.load`). The memory of a window that is served is used again: new pages would cost as much as
+the copy into them. Where the layer is large beside the machine's memory, pages are given back as soon
 as they are copied, so that one run does not push everybody else's files out of memory.
 """
 
@@ -39,21 +40,20 @@ class LoadedWindow:
     """A window in the device's memory."""
 
     window: Window
-    rows: Tensor
-    """bf16 [held, d_in], in the order of the cache."""
+    memory: Tensor
+    """bf16 [capacity, d_in]: the rows held, in the order of the cache, and room for those of a larger window."""
     served: Tensor
-    """int64 [served]: where each row that is served lies in ``rows``."""
+    """int64 [served]: where each row that is served lies in ``memory``."""
     loaded: torch.cuda.Event | None
     """On CUDA: when the copies are done."""
 
     def take(self, start: int, stop: int) -> Tensor:
         """Rows number ``start`` to ``stop`` of those served: a copy, bf16 [stop - start, d_in]."""
         if self.loaded is not None:
-            stream = torch.cuda.current_stream(self.rows.device)
+            stream = torch.cuda.current_stream(self.memory.device)
             stream.wait_event(self.loaded)
-            self.rows.record_stream(stream)
             self.served.record_stream(stream)
-        return self.rows.index_select(0, self.served[start:stop])
+        return self.memory.index_select(0, self.served[start:stop])
 
 
 class WindowLoader:
@@ -81,6 +81,8 @@ class WindowLoader:
             for _ in range(2 * threads):  # one is filled while another is on its way
                 self._staging.put((torch.empty((self._piece_rows, layer.d_model), dtype=torch.bfloat16,
                                                pin_memory=device.type == "cuda"), None))
+        self._capacity = min(order.window_blocks * BLOCK_ROWS, order.num_rows)
+        self._free: list[Tensor] = []
         self._latest: tuple[tuple[int, int], LoadedWindow] | None = None
         self._windows = ThreadPoolExecutor(max_workers=1, thread_name_prefix="window")
         self._readers = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="read")
@@ -89,34 +91,53 @@ class WindowLoader:
         """Begin to load a window."""
         return self._windows.submit(self._load, epoch, number)
 
+    def give_back(self, served: LoadedWindow) -> None:
+        """Nothing more is taken from a window: its memory is for one that is loaded later."""
+        self._wait_for_taking()
+        self._free.append(served.memory)
+
     def close(self) -> None:
         """End the threads; what is not loaded by now is not."""
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._windows.shutdown(wait=True, cancel_futures=True)
-        self._latest = None
+        self._wait_for_taking()
+        self._free, self._latest = [], None
+
+    def _wait_for_taking(self) -> None:
+        """On CUDA: no copy from now on begins before what was taken by now is taken."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def _load(self, epoch: int, number: int) -> LoadedWindow:
         window = self._order.window(epoch, number)
         with self._on_stream():
-            rows = torch.empty((len(window.held), self._layer.d_model), dtype=torch.bfloat16, device=self._device)
-            done = self._carry(window, (epoch, number), rows)
-            pieces = range(done, len(window.held), self._piece_rows)
-            reading = [self._readers.submit(self._read, window.held[start : start + self._piece_rows],
-                                            rows[start : start + self._piece_rows]) for start in pieces]
+            memory = self._memory()
+            done = self._carry(window, (epoch, number), memory)
+            reading = []
+            for start in range(done, len(window.held), self._piece_rows):
+                numbers = window.held[start : start + self._piece_rows]
+                reading.append(self._readers.submit(self._read, numbers, memory[start : start + len(numbers)]))
             for piece in reading:
                 piece.result()
             served = torch.from_numpy(window.served).to(self._device)
-            loaded = LoadedWindow(window, rows, served, self._stream.record_event() if self._stream else None)
+            loaded = LoadedWindow(window, memory, served, self._stream.record_event() if self._stream else None)
         self._latest = ((epoch, number), loaded)
         return loaded
 
-    def _carry(self, window: Window, here: tuple[int, int], rows: Tensor) -> int:
+    def _memory(self) -> Tensor:
+        """Memory for a window: what was given back, unless the next window goes on from what is in it."""
+        for number, memory in enumerate(self._free):
+            if self._latest is None or memory is not self._latest[1].memory:
+                return self._free.pop(number)
+        return torch.empty((self._capacity, self._layer.d_model), dtype=torch.bfloat16, device=self._device)
+
+    def _carry(self, window: Window, here: tuple[int, int], memory: Tensor) -> int:
         """Copy what the window loaded last leaves over into its place, if it is the one before; how many rows."""
         if not window.num_carried or self._latest is None or self._order.following(*self._latest[0]) != here:
             return 0
         before = self._latest[1]
         left = np.delete(np.arange(len(before.window.held)), before.window.served)
-        torch.index_select(before.rows, 0, torch.from_numpy(left).to(self._device), out=rows[: len(left)])
+        torch.index_select(before.memory, 0, torch.from_numpy(left).to(self._device), out=memory[: len(left)])
         return len(left)
 
     def _read(self, numbers: npt.NDArray[np.int64], into: Tensor) -> None:

@@ -34,13 +34,20 @@ every_order = pytest.mark.parametrize("order", ORDERS, indirect=True)
 def test_windows_hold_the_rows_that_the_order_says(cache, order, settings, monkeypatch):
     monkeypatch.setattr("train.window_loader.PIECE_BYTES", 12 * 200)  # several pieces a window, not at block edges
     loader = WindowLoader(cache.layer(3), order, CPU, **settings)
+    memories = set()
     asked = [(epoch, number) for epoch in (0, 1) for number in range(order.num_windows)]
-    for key, loading in [(key, loader.start(*key)) for key in asked]:
-        loaded, rows = loading.result(), order.window(*key).rows
+    loading = [loader.start(*key) for key in asked[:2]]
+    for key, following in zip(asked, [*asked[2:], None, None], strict=True):
+        loaded, rows = loading.pop(0).result(), order.window(*key).rows
         served = loaded.take(0, len(rows)).view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
         assert np.array_equal(served, cache.layer(3)[rows])
         assert torch.equal(loaded.take(3, 7), loaded.take(0, len(rows))[3:7])
+        memories.add(loaded.memory.data_ptr())
+        loader.give_back(loaded)
+        if following is not None:
+            loading.append(loader.start(*following))
     loader.close()
+    assert len(memories) <= 3  # one served, one loaded, one that a buffer goes on from
 
 
 @pytest.mark.parametrize("order", ["mixing-buffer"], indirect=True)
