@@ -63,7 +63,8 @@ class WindowLoader:
                  release_pages: bool | None = None, staged: bool | None = None) -> None:
         """
         Args:
-            threads: how many read at a time; by default half the cores, 8 at most.
+            threads: how many read at a time; by default half the cores, 8 at most, and at least 2, so that one copies
+                while another waits for the disk.
             release_pages: whether pages are given back behind; by default by `RELEASE_SHARE`, and never where the
                 order comes back to a block within the epoch.
             staged: whether rows go through buffers of their own; by default on CUDA, where these are pinned.
@@ -71,7 +72,7 @@ class WindowLoader:
         self._layer = layer
         self._order = order
         self._device = device
-        threads = threads or max(1, min(8, (os.cpu_count() or 2) // 2))
+        threads = threads or max(2, min(8, (os.cpu_count() or 2) // 2))
         self._release = order.reads_once and is_large(layer) if release_pages is None else release_pages
         self._piece_rows = max(BLOCK_ROWS, PIECE_BYTES // (2 * layer.d_model))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
