@@ -1,10 +1,14 @@
-"""Our block reader, and `verify`, against a plain sequential read of the same files.
+"""Our block reader, shuffled batches, and `verify`, against a plain sequential read of the same files.
 
     python -m benchmarks.reader_speed [--cache caches/demo --layer 9] [--rounds 5]
 
 All bring every byte of the layer's rows into memory once; the reader checks each block's crc32c too, and `verify`
-(as the command runs it, on every core) that and each file's digest. Cold means that the files' pages were dropped
+(as the command runs it, on every core) that and each file's digest. Shuffled batches are those that a training takes,
+in the default order, from the opening of the cache to the last batch. Cold means that the files' pages were dropped
 from the page cache before each turn.
+
+Beside them, single rows in random order through a plain memory map: a sample of them, its time scaled to all rows. It
+is small enough that what the kernel reads around each row is not found again.
 """
 
 import argparse
@@ -21,8 +25,11 @@ from benchmarks.measuring import median_ratio, save
 from shared.format.layout import BLOCK_ROWS, GROUP, shard_file
 from shared.reading.cache import open_cache
 from shared.upkeep.verify import files_to_check, verify
+from train.batches import Batches
 
 _PIECE = 8 << 20
+_READ_AROUND = 128 << 10
+"""What Linux reads around a page that is not there, by default."""
 
 
 def main() -> None:
@@ -37,10 +44,12 @@ def main() -> None:
     size = sum(path.stat().st_size for path in files)
     figures: dict[str, object] = {"bytes": size, "rounds": arguments.rounds}
     for state in ("cold", "warm"):
-        contenders: dict[str, Callable[[], object]] = {
+        contenders: dict[str, Callable[[], float | None]] = {
             "sequential read": partial(read_files, files),
             "block reader": partial(read_blocks, Path(arguments.cache), arguments.layer),
+            "shuffled batches": partial(read_batches, Path(arguments.cache), arguments.layer),
             "verify": partial(verify_layer, Path(arguments.cache), arguments.layer),
+            "random rows": partial(read_random_rows, files, cache.d_model),
         }
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(arguments.rounds):
@@ -48,13 +57,17 @@ def main() -> None:
                 if state == "cold":
                     drop_pages(files)
                 started = time.perf_counter()
-                work()
-                seconds[name].append(time.perf_counter() - started)
+                share = work()  # of the rows, where it is not all
+                seconds[name].append((time.perf_counter() - started) / (share or 1))
         speeds = {name: size / statistics.median(times) / 1e9 for name, times in seconds.items()}
-        shares = {name: median_ratio(seconds["sequential read"], seconds[name]) for name in ("block reader", "verify")}
-        print(f"{state}: " + ", ".join(f"{name} {speed:.2f} GB/s" for name, speed in speeds.items())
-              + "; of the sequential read: " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items()))
-        figures[state] = {"seconds": seconds, "gb_per_second": speeds, "share_of_sequential_read": shares}
+        shares = {name: median_ratio(seconds["sequential read"], seconds[name])
+                  for name in ("block reader", "shuffled batches", "verify")}
+        times = median_ratio(seconds["random rows"], seconds["block reader"])
+        print(f"{state}: " + ", ".join(f"{name} {speed:.3g} GB/s" for name, speed in speeds.items())
+              + "; of the sequential read: " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+              + f"; block reader {times:.1f} times random rows")
+        figures[state] = {"seconds": seconds, "gb_per_second": speeds, "share_of_sequential_read": shares,
+                          "times_random_rows": times}
     save("reader_speed", figures)
 
 
@@ -86,6 +99,30 @@ def read_blocks(path: Path, layer: int) -> None:
         for block in range(span.start // BLOCK_ROWS, -(-span.stop // BLOCK_ROWS)):
             view = rows.block(block).view(np.uint16)
             buffer[: len(view)] = view
+
+
+def read_batches(path: Path, layer: int) -> None:
+    """Take one epoch of batches, of all rows of the layer, in the default order."""
+    cache = open_cache(path)
+    mask = np.zeros(cache.num_rows, bool)
+    mask[cache.rows(layer=layer)] = True
+    for _ in Batches(cache, layer, batch_size=1024, mask=mask):
+        pass
+
+
+def read_random_rows(files: list[Path], d_model: int) -> float:
+    """Copy single rows in random order from memory maps of the files; returns the share of all rows that it took."""
+    stride = BLOCK_ROWS * d_model * 2 + 4
+    maps = [np.memmap(path, np.uint8, "r") for path in files]
+    blocks = [(number, start) for number, one in enumerate(maps) for start in range(0, len(one) - stride + 1, stride)]
+    count = max(64, sum(len(one) for one in maps) // (8 * _READ_AROUND))
+    rng = np.random.default_rng()
+    buffer = np.empty(d_model * 2, np.uint8)
+    for block, row in zip(rng.integers(len(blocks), size=count), rng.integers(BLOCK_ROWS, size=count), strict=True):
+        number, start = blocks[block]
+        first = start + int(row) * d_model * 2
+        buffer[:] = maps[number][first : first + d_model * 2]
+    return count / (len(blocks) * BLOCK_ROWS)
 
 
 def verify_layer(path: Path, layer: int) -> None:

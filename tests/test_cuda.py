@@ -20,6 +20,7 @@ from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
 from train.batches import Batches
 from train.config import TrainConfig
+from train.order import ORDERS
 from train.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -67,9 +68,11 @@ def test_rows_that_are_not_finite_are_told_on_the_device_by_their_bits():
     assert torch.equal(nonfinite_rows(rows.to(DEVICE)).cpu(), ~every.float().isfinite())
 
 
-def test_batches_on_the_device_are_those_of_the_cpu(cache):
-    here = Batches(cache, layer=2, batch_size=64)
-    there = Batches(cache, layer=2, batch_size=64, device=DEVICE)
+@pytest.mark.parametrize("shuffle", ORDERS)
+def test_batches_on_the_device_are_those_of_the_cpu(cache, shuffle):
+    same = {"batch_size": 64, "shuffle": shuffle, "window_blocks": 2, "num_steps": 60}
+    here = Batches(cache, layer=2, **same)
+    there = Batches(cache, layer=2, device=DEVICE, **same)
     count = 0
     for x, y in zip(here, there, strict=True):
         assert torch.equal(x.view(torch.int16), y.cpu().view(torch.int16))

@@ -81,3 +81,7 @@ def test_the_bounds_of_json_are_those_that_the_pages_say():
     said = (f"a JSON file over {mib} MiB, {bounds['max_values']:,} values, {bounds['max_containers']:,} lists and "
             f"objects or {bounds['max_nesting']} levels")
     assert said in PAGES["untrusted-caches.md"]
+
+
+def test_the_table_of_shuffles_is_that_of_the_results():
+    assert "\n".join(RESULTS["shuffle_quality"]["table"]) in PAGES["shuffling.md"]

@@ -4,12 +4,13 @@
     for x in Batches("caches/demo", layer=9, batch_size=1024):
         ...                                      # torch bfloat16 [batch_size, d_in], raw activations
 
-While the batches of one window are served, a thread loads the next (`train.order`). On CUDA a window lies in
-pinned memory and its batches are copied asynchronously.
+While the batches of one window are served, threads load the next (`train.order`, `train.window_loader`). On CUDA
+windows lie in the device's memory, and so do the batches.
 """
 
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,9 @@ from torch import Tensor
 
 from shared.errors import RecipeError
 from shared.reading.cache import Cache, open_cache
-from train.order import BlockOrder, default_window_blocks
+from train.order import ORDERS, Order, default_window_blocks
 from train.policy import TokenPolicy, training_mask
-
-_Window = tuple[int, int]  # (epoch, window)
+from train.window_loader import LoadedWindow, WindowLoader
 
 
 class Batches:
@@ -30,20 +30,23 @@ class Batches:
 
     def __init__(self, cache: Cache | Path | str, layer: int, batch_size: int = 4096, *,
                  policy: TokenPolicy | None = None, data_seed: int = 0, num_steps: int | None = None,
-                 start_step: int = 0, window_blocks: int | None = None, units: Sequence[int] | None = None,
-                 device: str | torch.device = "cpu", mask: npt.NDArray[np.bool_] | None = None) -> None:
-        """Rows come in an order that depends on ``data_seed``, the mask and the window size alone.
+                 start_step: int = 0, shuffle: str = "windows", window_blocks: int | None = None,
+                 units: Sequence[int] | None = None, device: str | torch.device = "cpu",
+                 mask: npt.NDArray[np.bool_] | None = None) -> None:
+        """Rows come in an order that depends on ``shuffle``, ``data_seed``, the mask and the window size alone.
 
         Args:
             cache: an open cache or its folder.
             layer: which layer's activations.
             policy: which rows; the default drops position 0 and outlier norms.
             num_steps: where to stop, counted from step 0; by default after one pass (whole batches).
+            shuffle: a name of `train.order.ORDERS`.
             units: train on these committed units only; by default on all.
             mask: bool [num_rows], in place of ``policy`` and ``units``.
 
         Raises:
-            RecipeError: the layer is not in the cache, or there are fewer rows than a batch takes.
+            RecipeError: the layer is not in the cache, there is no such shuffle, or there are fewer rows than a batch
+                takes.
             DataError: the policy keeps no row.
         """
         self.cache = cache if not isinstance(cache, (str, Path)) else open_cache(cache)
@@ -51,13 +54,18 @@ class Batches:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.start_step = start_step
+        self.stall_seconds = 0.0
+        """How long those who iterate have waited for their batches by now."""
         if layer not in self.cache.layers:
             raise RecipeError(f"Layer {layer} is not in {self.cache.path}, which holds layers "
                               f"{', '.join(map(str, self.cache.layers)) or 'none'}.")
+        if shuffle not in ORDERS:
+            raise RecipeError(f"shuffle must be one of {', '.join(ORDERS)}; got {shuffle!r}.")
         if mask is None:
             mask = training_mask(self.cache, layer, policy or TokenPolicy(), units)
-        self.order = BlockOrder(mask, data_seed=data_seed,
-                                window_blocks=window_blocks or default_window_blocks(batch_size, self.cache.d_model))
+        self.order: Order = ORDERS[shuffle](
+            mask, data_seed=data_seed,
+            window_blocks=window_blocks or default_window_blocks(batch_size, self.cache.d_model))
         self.num_steps = self.order.num_rows // batch_size if num_steps is None else num_steps
         if self.num_steps < 1:
             raise RecipeError(f"{self.order.num_rows:,} rows are kept, fewer than one batch of {batch_size:,}. "
@@ -71,41 +79,41 @@ class Batches:
         return self.order.rows(step * self.batch_size, (step + 1) * self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        windows: dict[_Window, Future[Tensor]] = {}
-        last_position = self.num_steps * self.batch_size
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="window") as pool:
-            try:
-                for step in range(self.start_step, self.num_steps):
-                    start, stop = step * self.batch_size, (step + 1) * self.batch_size
-                    pieces = []
-                    for segment in self.order.segments(start, stop):
-                        here = (segment.epoch, segment.window)
-                        if here not in windows:
-                            windows[here] = pool.submit(self._load, *here)
-                        window = windows[here].result()
-                        pieces.append(window[segment.start : segment.stop])
-                        for old in [key for key in windows if key < here]:
-                            del windows[old]
-                        after = self.order.following(segment)
-                        if after not in windows and stop + len(window) - segment.stop < last_position:
-                            windows[after] = pool.submit(self._load, *after)
-                    batch = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-                    yield batch.to(self.device, non_blocking=True)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        order, last_position = self.order, self.num_steps * self.batch_size
+        asked = time.perf_counter()
+        loader = WindowLoader(self.cache.layer(self.layer), order, self.device)
+        windows: dict[tuple[int, int], Future[LoadedWindow]] = {}
+        try:
+            for step in range(self.start_step, self.num_steps):
+                start, stop = step * self.batch_size, (step + 1) * self.batch_size
+                pieces = []
+                for segment in order.segments(start, stop):
+                    here = (segment.epoch, segment.window)
+                    if here not in windows:
+                        windows[here] = loader.start(*here)
+                    window = windows[here].result()
+                    pieces.append(window.take(segment.start, segment.stop))
+                    for old in [key for key in windows if key < here]:
+                        loader.give_back(windows.pop(old).result())
+                    after = order.following(*here)
+                    if after not in windows and stop + len(window.served) - segment.stop < last_position:
+                        windows[after] = loader.start(*after)
+                batch = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                self.stall_seconds += time.perf_counter() - asked
+                yield batch
+                asked = time.perf_counter()
+        finally:
+            loader.close()
 
-    def _load(self, epoch: int, window: int) -> Tensor:
-        """One window's rows in the order in which they are served: bf16 [n, d_in]."""
-        order, layer = self.order, self.cache.layer(self.layer)
-        places = order.places(epoch, window)
-        loaded = torch.empty((len(places), self.cache.d_model), dtype=torch.bfloat16,
-                             pin_memory=self.device.type == "cuda")
-        # uint16 on both sides: numpy copies rows of a built-in type at the speed of memory.
-        out = loaded.view(torch.uint16).numpy()
-        done = 0
-        for block in order.window_blocks_of(epoch, window):
-            kept = order.kept_in_block(block)
-            rows = layer.block(int(block)).view(np.uint16)
-            out[places[done : done + len(kept)]] = rows[kept]
-            done += len(kept)
-        return loaded
+
+class StallShare:
+    """The share of the time that went by in waiting for batches, from one look to the next."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._looked = (time.perf_counter(), batches.stall_seconds)
+
+    def since_last(self) -> float:
+        """Share of the time since the last call, or since this was made."""
+        before, self._looked = self._looked, (time.perf_counter(), self._batches.stall_seconds)
+        return (self._looked[1] - before[1]) / max(self._looked[0] - before[0], 1e-9)

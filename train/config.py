@@ -31,8 +31,11 @@ class TrainConfig(Table):
     """Rows in a batch."""
     data_seed: int = Field(default=0, ge=0)
     """Seed of the order of rows, shared by all SAEs of a set."""
+    shuffle: Literal["windows", "mixing-buffer", "global"] = "windows"
+    """How rows are shuffled (docs/shuffling.md): windows of blocks, the paper's mixing buffer, or all at once."""
     window_blocks: int | None = Field(default=None, ge=1)
-    """Blocks of 128 rows that are shuffled together. By default twice the batch size, as memory allows."""
+    """How much is in memory and shuffled together, in blocks of 128 rows. By default twice the batch size, as memory
+    allows."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of SAEs that give none. By default a rule of width and tokens (`default_lr`)."""
     warmup_share: float = Field(default=0.02, ge=0, le=1)

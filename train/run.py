@@ -17,11 +17,12 @@ from shared.sealed_json import write_sealed
 from shared.terminal import StopSignal
 from train import checkpoint
 from train.architectures import ARCHITECTURES
-from train.batches import Batches
+from train.batches import Batches, StallShare
 from train.config import SAEPlan, TrainConfig
 from train.export.saelens import CONFIG, SAE_WEIGHTS, sae_metadata, write_sae
 from train.metrics_log import MetricsLog
 from train.policy import only_types, training_mask
+from train.shuffle_quality import measure_shuffle
 from train.statistics import InputStatistics, measure
 from train.trainer import Trainer
 from train.training_set import (
@@ -94,7 +95,7 @@ class SetRun:
         mask = training_mask(cache, facts.layer, self.train_config.policy, facts.units, facts.median_norm)
         self.batches = Batches(cache, facts.layer, self.train_config.batch_size, mask=mask, device=device,
                                data_seed=self.train_config.data_seed, num_steps=facts.num_steps,
-                               window_blocks=facts.window_blocks)
+                               shuffle=self.train_config.shuffle, window_blocks=facts.window_blocks)
         self.statistics = measure(cache, facts.layer, self.batches.order, self.train_config.centre,
                                   self.train_config.scale)
         self.on_device = InputStatistics(self.statistics.centre.to(device), self.statistics.scale)
@@ -122,12 +123,12 @@ class SetRun:
         facts, config = self.facts, self.train_config
         share = sum(len(self.cache.unit_rows(unit)) for unit in facts.units) / self.cache.num_rows
         order = self.batches.order
+        quality = measure_shuffle(order, config.batch_size, self.cache.conversation_offset)
         self.say(f"Layer {facts.layer} of {self.cache.path}: {len(facts.units)} of {self.cache.num_units} units "
                  f"({share:.0%} of the plan), {facts.num_rows:,} training rows kept ({config.policy.describe()}).")
         self.say(f"{facts.num_steps:,} steps of {config.batch_size:,} rows = {facts.length.num_tokens:,} tokens, "
-                 f"{facts.length.num_tokens / facts.num_rows:.2f} passes; windows of "
-                 f"{len(order.blocks) // order.num_windows:,} blocks, a row shares its block with "
-                 f"{order.same_block_rows(config.batch_size):.2f} others of its batch.")
+                 f"{facts.length.num_tokens / facts.num_rows:.2f} passes.")
+        self.say(f"Shuffle {config.shuffle}, {len(order.window(0, 0).held):,} rows in memory: batches have {quality}.")
         for trainer in self.trainers:
             self.say(f"  {trainer.name}  lr {trainer.lr:.2g}")
         if self.start:
@@ -138,6 +139,7 @@ class SetRun:
         config, batch_size = self.operational, self.train_config.batch_size
         saved = time.monotonic()
         self.batches.start_step = self.start
+        self._stall = StallShare(self.batches)
         with StopSignal() as stop, Progress(f"train layer {self.facts.layer}", total=self.facts.length.num_tokens,
                                             unit="tokens", done=self.start * batch_size) as progress:
             for step, raw in enumerate(self.batches, start=self.start):
@@ -162,14 +164,16 @@ class SetRun:
     def _write_metrics(self, step: int, rate: float) -> dict[str, float]:
         """Append a line for each SAE; the first SAE's figures are what the progress bar shows."""
         shown: dict[str, float] = {}
+        stall = self._stall.since_last()
         for trainer, log in zip(self.trainers, self.logs, strict=True):
             figures = trainer.figures(step)
             if not math.isfinite(figures["loss"]):
                 raise RecipeError(f"{trainer.name} diverged: its loss is not finite at step {step + 1:,}. Take a lower "
                                   f"learning rate than {trainer.lr:.2g}: --set sae.lr={trainer.lr / 3:.1g}")
             log.write({"step": step + 1, "tokens": (step + 1) * self.train_config.batch_size,
-                       **figures, "tokens_per_second": rate})
-            shown = shown or {"loss": figures["loss"], "l0": figures["l0"], "ev": figures["explained_variance"]}
+                       **figures, "tokens_per_second": rate, "stall_share": stall})
+            shown = shown or {"loss": figures["loss"], "l0": figures["l0"], "ev": figures["explained_variance"],
+                              "stall": stall}
         return shown
 
     def _save(self, step: int) -> None:

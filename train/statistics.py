@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shared.reading.cache import Cache
-from train.order import BlockOrder
+from train.order import Order
 
 SAMPLE_BLOCKS = 512
 """Blocks in the sample: at most 65,536 rows."""
@@ -41,7 +41,7 @@ class InputStatistics:
         return (x.float() - self.centre) * self.scale
 
 
-def measure(cache: Cache, layer: int, order: BlockOrder, centre: Literal["mean", "geometric_median", "none"],
+def measure(cache: Cache, layer: int, order: Order, centre: Literal["mean", "geometric_median", "none"],
             scale: bool) -> InputStatistics:
     """Scale and centre from a fixed sample of the blocks of ``order``, in float64."""
     rows = cache.layer(layer)

@@ -25,7 +25,7 @@ from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength, SAEConfig
 from train.config import SAEPlan, TrainConfig
 from train.optimizer import default_lr
-from train.order import BlockOrder, default_window_blocks
+from train.order import default_window_blocks
 from train.policy import median_norm, training_mask
 
 RUN = "run.json"
@@ -154,8 +154,8 @@ def begin_set(folder: Path, cache: Cache, layer: int, train: TrainConfig, saes: 
     median = median_norm(cache, layer, units)
     window_blocks = train.window_blocks or default_window_blocks(train.batch_size, cache.d_model)
     mask = training_mask(cache, layer, train.policy, units, median)
-    order = BlockOrder(mask, window_blocks=window_blocks, data_seed=train.data_seed)
-    num_tokens = train.num_tokens if train.num_tokens is not None else int(train.epochs * order.num_rows)
+    num_rows = int(mask.sum())
+    num_tokens = train.num_tokens if train.num_tokens is not None else int(train.epochs * num_rows)
     num_steps = num_tokens // train.batch_size
     if num_steps < 1:
         raise RecipeError(f"[train]: {num_tokens:,} tokens are fewer than one batch of {train.batch_size:,}. Take a "
@@ -167,7 +167,7 @@ def begin_set(folder: Path, cache: Cache, layer: int, train: TrainConfig, saes: 
         members.append(SetMember(name=sae.name, architecture=sae.architecture, recipe=sae.recipe, lr=lr,
                                  config=sae.config.model_dump(mode="json")))
     begun = TrainingSet(cache=cache.name, cache_id=cache.cache_id, layer=layer, units=units, median_norm=median,
-                        num_rows=order.num_rows, num_steps=num_steps, window_blocks=window_blocks, device=device,
+                        num_rows=num_rows, num_steps=num_steps, window_blocks=window_blocks, device=device,
                         train=train.model_dump(mode="json"), threads=threads, saes=members)
     target = folder / CHECKPOINTS / begun.set_name
     storage.remove_tree(target)  # what a killed clean-up left must not be resumed from

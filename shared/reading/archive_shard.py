@@ -85,6 +85,11 @@ class ArchiveShard:
         """Decode a block that was loaded before; raises as `load`."""
         return self._decode(block, self._stored(block))
 
+    def release(self, first: int, last: int) -> None:
+        """As `MappedFile.release`, for blocks ``first`` to ``last`` (inclusive)."""
+        start = int(self._ends[first - 1]) if first else 0
+        self._file.release(start, int(self._ends[min(last, len(self._ends) - 1)]))
+
     def _stored(self, block: int) -> npt.NDArray[np.uint8]:
         start = int(self._ends[block - 1]) if block else 0
         return self._file.load(start, int(self._ends[block]))

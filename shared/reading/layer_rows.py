@@ -131,6 +131,19 @@ class LayerRows:
             self._decoded.put(block, rows)
         return rows
 
+    def release(self, first: int, last: int) -> None:
+        """Blocks ``first`` to ``last`` (inclusive) are not needed soon: their pages make room for others first."""
+        per_shard = self._geometry.blocks_per_shard
+        for shard in range(first // per_shard, last // per_shard + 1):
+            if (reader := self._shards.get(shard)) is not None:
+                reader.release(max(first - shard * per_shard, 0), min(last - shard * per_shard, per_shard - 1))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the files that the committed rows lie in, norms left out."""
+        return sum(self._entry(shard_file(self.layer, shard)).size for record in self._records.values()
+                   for shard in self._geometry.unit_shards(record.unit))
+
     def norm(self, rows: Rows | Sequence[int]) -> npt.NDArray[np.float32]:
         """L2 norms of rows ``[num_rows]``, as stored beside them."""
         wanted = row_numbers(rows, self._geometry.num_rows)
@@ -279,6 +292,10 @@ class MappedShard:
         self._file.load(start, start + self._block_bytes)
         rows: Bits = self._blocks[block]
         return rows
+
+    def release(self, first: int, last: int) -> None:
+        """As `MappedFile.release`, for blocks ``first`` to ``last`` (inclusive)."""
+        self._file.release(first * self._stride, min((last + 1) * self._stride, len(self._file.bytes)))
 
     def take(self, blocks: Rows, rows: Rows) -> Bits:
         """Copies of single rows ``[num_rows, d_model]`` of such blocks, given by block and number in it."""

@@ -5,6 +5,7 @@ Python's own map keeps a descriptor for each file, and a layer of a thousand sha
 fails, ends the process with a bus error that names nothing. The kernel can be asked first (Linux 5.14 and later).
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -82,6 +83,21 @@ class MappedFile:
                                    f"{stop:,}.")
             self.check_size()  # an older kernel, or another system's
         return self.bytes[start:stop]
+
+    def release(self, start: int, stop: int) -> None:
+        """Tell the kernel that nobody here needs some bytes soon, so that they make room for others first.
+
+        They stay as they are, and come back from disk when they are touched. It is advice: where the file has
+        another name by now, or the kernel takes none, nothing happens.
+        """
+        first = start - start % mmap.PAGESIZE
+        _libc.madvise(self._address + first, stop - first, mmap.MADV_DONTNEED)  # pages that are mapped are not dropped
+        with contextlib.suppress(OSError, CorruptError):
+            descriptor = open_file(self._path)
+            try:
+                os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
     def check_size(self) -> None:
         """Check that nobody cut the file short since it was mapped.

@@ -57,6 +57,11 @@ def batches_of_a_layer_that_is_not_there(w):
     Batches(w.cache, layer=7)
 
 
+@case(2, "shuffle must be one of", "'random'", then="windows")
+def batches_in_an_order_that_is_not_there(w):
+    Batches(w.cache, layer=2, shuffle="random")
+
+
 @case(2, "diverged", "step 7", then="--set sae.lr=")
 def a_run_that_diverges(w):
     tiny_run.train(w.tmp, {"train": {**tiny_run.RECIPE["train"], "lr": 1e30}, "sae": tiny_run.RECIPE["sae"][3:]})

@@ -13,12 +13,17 @@ class FakeLayer:
     def __init__(self, x):
         self.x = x.astype(ml_dtypes.bfloat16)
         self.d_model = x.shape[1]
+        self.num_bytes = self.x.nbytes
+        self.released = []
 
     def __getitem__(self, rows):
         return self.x[rows].copy()
 
     def block(self, number):
         return self.x[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS]
+
+    def release(self, first, last):
+        self.released.append((first, last))
 
     def norm(self, rows):
         return np.linalg.norm(self.x[rows].astype(np.float32), axis=1)
@@ -61,6 +66,9 @@ class FakeCache:
 
     def layer(self, layer):
         return self._layer
+
+    def conversation(self, rows):
+        return self.sequence(rows)
 
     def sequence(self, rows):
         return np.searchsorted(self.sequence_offset, rows, side="right").astype(np.int64) - 1

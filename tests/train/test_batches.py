@@ -1,12 +1,16 @@
 """The batch iterator."""
 
+import itertools
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from shared.errors import RecipeError
 from tests.train.fake_cache import FakeCache
-from train.batches import Batches
+from train.batches import Batches, StallShare
+from train.order import ORDERS
 
 
 @pytest.fixture
@@ -14,8 +18,9 @@ def cache():
     return FakeCache(np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float32), num_train_rows=2600)
 
 
-def test_batches_hold_the_rows_of_the_order(cache):
-    batches = Batches(cache, layer=3, batch_size=100, window_blocks=4, num_steps=60)
+@pytest.mark.parametrize("shuffle", ORDERS)
+def test_batches_hold_the_rows_of_the_order(cache, shuffle):
+    batches = Batches(cache, layer=3, batch_size=100, window_blocks=4, num_steps=60, shuffle=shuffle)
     count = 0
     for step, x in enumerate(batches):
         assert x.dtype == torch.bfloat16
@@ -31,11 +36,37 @@ def test_one_pass_is_the_default_and_leaves_the_rest_of_a_batch(cache):
     assert len(batches) == batches.order.num_rows // 100
 
 
-def test_a_later_start_gives_the_same_batches(cache):
-    whole = list(Batches(cache, layer=3, batch_size=64, window_blocks=5, num_steps=50, data_seed=3))
-    rest = list(Batches(cache, layer=3, batch_size=64, window_blocks=5, num_steps=50, data_seed=3, start_step=31))
-    assert len(rest) == 19
-    assert all(torch.equal(a, b) for a, b in zip(whole[31:], rest, strict=True))
+@pytest.mark.parametrize("shuffle", ORDERS)
+@pytest.mark.parametrize("start", [31, 47])
+def test_a_later_start_gives_the_same_batches(cache, shuffle, start):
+    same = {"batch_size": 64, "window_blocks": 5, "num_steps": 50, "data_seed": 3, "shuffle": shuffle}
+    whole = list(Batches(cache, layer=3, **same))
+    rest = list(Batches(cache, layer=3, **same, start_step=start))
+    assert len(rest) == 50 - start
+    assert all(torch.equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
+
+
+def test_the_time_that_is_waited_is_counted_and_the_time_between_is_not(cache):
+    block = cache.layer(3).block
+
+    def slow(number):
+        time.sleep(0.01)
+        return block(number)
+
+    cache.layer(3).block = slow
+    batches = Batches(cache, layer=3, batch_size=100)
+    share = StallShare(batches)
+    iterator = iter(batches)
+    next(iterator)
+    # One window of 21 blocks, which one thread or more read while we wait.
+    waited = batches.stall_seconds
+    assert waited > 0.02
+    assert 0 < share.since_last() <= 1
+    time.sleep(3 * waited)
+    for _ in itertools.islice(iterator, 3):
+        pass
+    assert batches.stall_seconds - waited < 3 * waited
+    assert share.since_last() < 1
 
 
 def test_a_reader_that_fails_is_heard(cache):
@@ -51,6 +82,11 @@ def test_leaving_the_loop_early_ends_the_thread(cache):
     iterator = iter(Batches(cache, layer=3, batch_size=64))
     next(iterator)
     iterator.close()
+
+
+def test_a_shuffle_that_is_not_there_is_refused(cache):
+    with pytest.raises(RecipeError, match=r"shuffle must be one of windows, mixing-buffer, global; got 'random'"):
+        Batches(cache, layer=3, batch_size=64, shuffle="random")
 
 
 def test_a_layer_that_is_not_there_and_too_few_rows_are_refused(cache):

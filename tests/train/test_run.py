@@ -30,7 +30,9 @@ def weights(folders):
 
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+    times = {"tokens_per_second", "stall_share"}
+    assert all(0 <= line["stall_share"] <= 1 for line in lines)
+    return [{key: value for key, value in line.items() if key not in times} for line in lines]
 
 
 def checkpoint_since(folder, begun):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.train.fake_cache import FakeCache
-from train.order import BlockOrder
+from train.order import ShuffledWindows
 from train.policy import TokenPolicy, training_mask
 from train.statistics import geometric_median, measure
 
@@ -23,7 +23,7 @@ def cache(rows):
 
 
 def order_of(cache, **fields):
-    return BlockOrder(training_mask(cache, 3, TokenPolicy(**fields)), window_blocks=8, data_seed=0)
+    return ShuffledWindows(training_mask(cache, 3, TokenPolicy(**fields)), window_blocks=8, data_seed=0)
 
 
 def test_scaled_rows_have_mean_zero_and_a_mean_square_of_one_a_dimension(cache):

@@ -133,3 +133,44 @@ def test_a_bus_error_that_comes_all_the_same_says_in_which_line(cache):
     assert ended.returncode == -7
     assert "Bus error" in ended.stderr
     assert "in command" in ended.stderr
+
+
+def test_what_was_given_back_is_read_again_and_the_advice_is_for_those_blocks_of_both_shards(cache, monkeypatch):
+    layer, advised = open_cache(cache).layer(2), []
+    rows = np.array(layer[:])
+
+    def advise(descriptor, offset, length, advice):
+        assert advice == os.POSIX_FADV_DONTNEED
+        advised.append((os.fstat(descriptor).st_ino, offset, offset + length))
+
+    monkeypatch.setattr("os.posix_fadvise", advise)
+    layer.release(62, 65)
+    stride = 128 * 8 * 2 + 4
+    first, second = ((cache / GROUP / f"layers/2/resid_post/c/{shard}/0").stat().st_ino for shard in (0, 1))
+    assert advised == [(first, 62 * stride, 64 * stride), (second, 0, 2 * stride)]
+    assert (layer[:] == rows).all()
+
+
+@pytest.mark.parametrize("spoil", [lambda path: os.truncate(path, 10), Path.unlink], ids=["short", "gone"])
+def test_giving_back_is_advice_and_fails_nothing(cache, spoil):
+    layer = open_cache(cache).layer(2)
+    layer.release(0, 127)  # before any file is open
+    layer.block(127)
+    spoil(cache / SHARD)
+    layer.release(0, 127)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="looks at Linux's list of pages")
+def test_pages_that_were_given_back_are_out_of_this_process(cache):
+    def resident():
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        start = next(i for i, line in enumerate(lines) if line.endswith(str(cache / SHARD)))
+        return int(next(line.split()[1] for line in lines[start:] if line.startswith("Rss:")))
+
+    layer = open_cache(cache).layer(2)
+    for block in range(64, 128):
+        layer.block(block)
+    before = resident()
+    layer.release(64, 127)
+    assert before > 100
+    assert resident() <= 8  # KiB: the page of the index
