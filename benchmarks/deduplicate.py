@@ -1,6 +1,6 @@
 """Speed and memory of n-gram deduplication, on synthetic chats of the FAST paper's size and share of duplicates.
 
-    python -m benchmarks.deduplicate [--sizes 30000 100000 300000] [--memory-mib 256]
+    python -m benchmarks.deduplicate [--sizes 30000 300000 1000000] [--memory-mib 256]
 
 Speed: megabytes of text a second of one core, of `find_duplicates` (one pass over the data and the comparison of its
 n-grams) and of a plain loop that keeps tuples of 20 words in a set, on the same chats in memory, interleaved. Also of
@@ -146,7 +146,7 @@ def measured(kind: str, number: int, memory: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[30_000, 100_000, 300_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[30_000, 300_000, 1_000_000])
     parser.add_argument("--plain-sizes", type=int, nargs="*", default=[10_000, 30_000])
     parser.add_argument("--memory-mib", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)

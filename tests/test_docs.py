@@ -45,9 +45,9 @@ def test_the_speeds_of_the_readme_are_those_of_the_results():
     speed, ours, loop = duplicates["speed"], duplicates["memory"], duplicates["plain_loop_memory"]
     assert f", {speed['megabytes_a_second']['find_duplicates']:.0f} MB of text" in ngrams[0]
     assert ngrams[-1] == f"{speed['times_as_fast_as_plain_loop']:.1f}x"
-    assert f"{duplicates['budget_mib']} MiB for n-grams ({ours['300000']['peak_mib']:.0f} MiB)" in ngram_memory[0]
+    assert f"{duplicates['budget_mib']} MiB for n-grams ({ours['1000000']['peak_mib']:.0f} MiB)" in ngram_memory[0]
     assert f"({ours['30000']['peak_mib']:.0f} MiB; plain Python {loop['30000']['peak_mib']:,.0f})" in ngram_memory[1]
-    assert ngram_memory[-1] == f"{ours['300000']['peak_mib'] / ours['30000']['peak_mib']:.2f}x"
+    assert ngram_memory[-1] == f"{ours['1000000']['peak_mib'] / ours['30000']['peak_mib']:.2f}x"
     assert f"about {duplicates['extrapolated']['peak_gib']:.1f} GiB, extrapolated" in PAGES["README.md"]
     few, _, many = sorted(RESULTS["plan"]["runs"], key=lambda run: (run["conversations"], -run["processes"]))
     assert f"{many['conversations']:,} chats" in plan_memory[0]
