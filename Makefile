@@ -25,8 +25,8 @@ PEERS := .venv-peers
 common = $(if $(CACHE),--cache "$(CACHE)") $(if $(RECIPE),--recipe "$(RECIPE)") --device $(DEVICE) \
          $(foreach item,$(SET),--set $(item))
 
-# Tests run on every core, in a process each.
-together = -n auto --maxprocesses 4
+# Tests run on every core; those of a file in one process, for they share what takes long to make.
+together = -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 # harvest, train and tests are folders too: without .PHONY, make calls them up to date.
@@ -74,15 +74,15 @@ evaluate: $(READY) ## Repeat the held-out metrics of a layer's SAEs: make evalua
 	$(PY) -m pipelines evaluate --layer $(LAYER) $(if $(CACHE),--cache "$(CACHE)") --device $(DEVICE)
 
 test: $(READY) ## Unit, contract and end-to-end tests; pip packages alone
-	$(PY) -m pytest -q $(together) --dist loadfile -m "not gpu and not system and not crash" tests
+	$(PY) -m pytest -q $(together) -m "not gpu and not system and not crash" tests
 
 test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a fifth of the crash suite; says what it could not run
 	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.2 \
-	    $(PY) -m pytest -q $(together) --dist worksteal -m "system or crash" tests
+	    $(PY) -m pytest -q $(together) -m "system or crash" tests
 
 test-crash: $(READY) ## The whole crash-consistency suite, most of an hour; writes docs/reliability.md
 	counts=$$(mktemp); GRANARY_CRASH_SHARE=1 GRANARY_CRASH_COUNTS=$$counts \
-	    $(PY) -m pytest -q $(together) --dist worksteal -m crash tests/crash; \
+	    $(PY) -m pytest -q $(together) -m crash tests/crash; \
 	$(PY) -m tests.crash.report docs/reliability.md $$counts
 
 $(PEERS)/.ready: benchmarks/peers.txt

@@ -75,7 +75,8 @@ def record(cache: Path, program: Program, kill_before: int | None = None) -> Rec
         if next(count) >= kill_before:
             raise Killed
 
-    with _of_another_process(cache), Recorder(cache) as recorder:
+    new_process(cache)
+    with of_another_process(), Recorder(cache) as recorder:
         if kill_before is not None:
             with contextlib.suppress(Killed), storage.observe(die):
                 program(cache, recorder.say)
@@ -90,11 +91,10 @@ def record(cache: Path, program: Program, kill_before: int | None = None) -> Rec
 
 
 @contextlib.contextmanager
-def _of_another_process(cache: Path) -> Iterator[None]:
+def of_another_process() -> Iterator[None]:
     """What is done here was done by processes that are gone afterwards: their ids are nobody's."""
     numbers = iter(range(10**6))
     host = re.sub(r"-\d+-[0-9a-f]+$", "", new_writer_id())
-    new_process(cache)
     with patch.object(writers, "new_writer_id", lambda: f"{host}-{_NO_PROCESS}-{next(numbers):06x}"):
         yield
 

@@ -11,6 +11,7 @@ import pytest
 
 from shared import storage
 from shared.errors import StorageError, TryAgainError
+from tests.crash.recordings import of_another_process
 from tests.crash.small_harvest import committed_units, harvest_alone, new_process
 from tests.crash.threaded_harvest import harvest_with_threads
 
@@ -67,7 +68,7 @@ def test_killed_before_any_operation_it_goes_on_as_if_nothing_had_been(
         for number in share.of(range(len(operations)), at_least=12):
             cache, acknowledged = fresh(), []
             observer = AtOperation(number, lambda operation, path: Killed(), from_then_on=True)
-            with storage.observe(observer), pytest.raises(Killed):
+            with of_another_process(), storage.observe(observer), pytest.raises(Killed):
                 harvest(cache, acknowledged.append)
             outcomes.add(len(committed_units(cache)))
             assert oracle.violations(cache, acknowledged, harvest_alone) == [], (number, observer.seen[-5:])
@@ -91,7 +92,7 @@ def test_whichever_operation_fails_the_command_says_so_and_can_be_repeated(
             fault = AtOperation(number, lambda _, path, code=code: OSError(code, os.strerror(code), str(path)), stays)
             told = None
             try:
-                with storage.observe(fault):
+                with of_another_process(), storage.observe(fault):
                     harvest(cache, acknowledged.append)
             except (StorageError, TryAgainError) as error:
                 told = error
