@@ -68,7 +68,9 @@ def main() -> None:
             print(case, flush=True)
             figures = compare(Path(folder), {"architecture": architecture, "batch_size": int(batch_size), **config},
                               arguments.peers, arguments.turns, arguments.steps)
-            save(f"train_step_{architecture}_batch{batch_size}", {"layer": arguments.layer, **config, **figures})
+            result = {"layer": arguments.layer, **config, **figures}
+            save(f"train_step_{architecture}_batch{batch_size}", result)
+            print(readme_row(result))
 
 
 def write_rows(cache: Cache, layer: int, num_rows: int, folder: Path) -> None:
@@ -163,7 +165,10 @@ class PeerProcess:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        return dict(json.loads(self._process.stdout.readline()))
+        for line in self._process.stdout:
+            if line.startswith("{"):  # some packages print while they are imported
+                return dict(json.loads(line))
+        raise RuntimeError(f"{self._process.args} ended; what it said stands above.")
 
     def ask(self, line: str) -> dict[str, Any]:
         """Send a command, read the answer."""
@@ -208,6 +213,19 @@ def compare(folder: Path, config: dict[str, Any], interpreter: str, turns: int, 
         "milliseconds_a_step", "cpu_milliseconds_a_step", "ratio", "cpu_ratio", "share_of_floor",
         "cpu_share_of_floor", "quality", "quality_holds")}, indent=1), flush=True)
     return result
+
+
+def readme_row(result: dict[str, Any]) -> str:
+    """The line of a result in the README's table of speeds; a test compares them."""
+    peers, versions, quality = list(result["ratio"]), result["peer_versions"], result["quality"]
+    name = {"topk": "TopK", "batchtopk": "BatchTopK", "standard": "Standard", "jumprelu": "JumpReLU"}
+    what = f"{name[result['architecture']]} step, batch {result['batch_size']:,}, {result['num_steps']} steps"
+    floor = f"; {result['share_of_floor']:.0%} of the floor" if "share_of_floor" in result else ""
+    explained = ", ".join(f"{quality[of]['explained_variance']:.3f} at L0 {quality[of]['l0']:.0f}"
+                          for of in ("ours", *peers))
+    against = " / ".join(f"{peer} {versions[peer]}" for peer in peers)
+    ratios = " / ".join(f"{result['ratio'][peer]:.1f}x" for peer in peers)
+    return f"| {what}{floor} | {against}; variance explained, ours first: {explained} | {ratios} |"
 
 
 def quality_holds(ours: dict[str, float], peer: dict[str, float], k: int) -> bool:

@@ -65,7 +65,7 @@ class Adam:
         """
         gradients = {name: parameter.grad for name, parameter in self.parameters.items()
                      if parameter.grad is not None}
-        along = {name: torch.linalg.vecdot(gradients[name], self.parameters[name])
+        along = {name: _along_rows(self.parameters[name], gradients[name])
                  for name in self._unit_rows & gradients.keys()}
         divisor = None
         if max_norm is not None:
@@ -85,12 +85,10 @@ class Adam:
 
     def _step_unit_rows(self, name: str, gradient: Tensor, along: Tensor, factor: float,
                         divisor: Tensor | None) -> None:
-        """Projection, update and norm, some rows at a time: on a CPU these then stay in its cache."""
+        """Projection, update and norm of a matrix."""
         parameter, state = self.parameters[name], self._state[name]
-        together = len(parameter) if parameter.is_cuda else max(1, _CACHED // parameter.shape[1])
         step = state["step"] + 1
-        for start in range(0, len(parameter), together):
-            rows = slice(start, start + together)
+        for rows in _row_blocks(parameter):
             weights, grad = parameter[rows], gradient[rows]
             grad.addcmul_(weights, along[rows, None], value=-1)
             self._update(name, weights, grad, state["exp_avg"][rows], state["exp_avg_sq"][rows], step, factor, divisor)
@@ -111,3 +109,14 @@ class Adam:
         """Copy back what `state` gave."""
         for name, value in self.state().items():
             value.copy_(state[name])
+
+
+def _row_blocks(parameter: Tensor) -> list[slice]:
+    """Rows of a matrix that are worked on together: all on a GPU, as many as stay in the cache of a CPU."""
+    together = len(parameter) if parameter.is_cuda else max(1, _CACHED // parameter.shape[1])
+    return [slice(start, start + together) for start in range(0, len(parameter), together)]
+
+
+def _along_rows(matrix: Tensor, gradient: Tensor) -> Tensor:
+    """The scalar product of each row of a matrix with its gradient: [rows]."""
+    return torch.cat([torch.linalg.vecdot(gradient[rows], matrix[rows]) for rows in _row_blocks(matrix)])
