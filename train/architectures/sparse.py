@@ -52,8 +52,7 @@ def select_pairs(flat: Tensor, batch: int, d_sae: int) -> Selection:
     rows = torch.div(flat, d_sae, rounding_mode="floor")
     latents = flat - rows * d_sae
     by_latent = torch.argsort(latents.to(torch.int32), stable=True)
-    counts = torch.bincount(latents, minlength=d_sae)
-    per_row = torch.bincount(rows, minlength=batch)
+    counts, per_row = _count(latents, d_sae), _count(rows, batch)
     return Selection(
         flat=flat,
         rows=rows,
@@ -65,6 +64,11 @@ def select_pairs(flat: Tensor, batch: int, d_sae: int) -> Selection:
         latent_offsets=counts.cumsum(0) - counts,
         counts=counts,
     )
+
+
+def _count(numbers: Tensor, length: int) -> Tensor:
+    """How often each of 0 ... length - 1 is there, int64; unlike torch.bincount without a wait for a GPU."""
+    return numbers.new_zeros(length).index_add_(0, numbers, torch.ones_like(numbers))
 
 
 def active_pairs(latents: Tensor) -> Tensor | None:
@@ -93,14 +97,14 @@ class _GatherPreActs(torch.autograd.Function):
                 selection: Selection) -> Tensor:
         ctx.save_for_backward(x)
         ctx.selection = selection
-        return pre_acts.flatten().index_select(0, selection.flat)
+        return pre_acts.flatten().index_select(0, selection.flat).to(W_enc.dtype)  # bf16 under autocast
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
         (grad,) = grads
         (x,) = ctx.saved_tensors
         grad_W = _sum_by_latent(x, grad, ctx.selection).t()
-        grad_b = torch.zeros(len(ctx.selection.counts), dtype=grad.dtype).index_add_(0, ctx.selection.latents, grad)
+        grad_b = grad.new_zeros(len(ctx.selection.counts)).index_add_(0, ctx.selection.latents, grad)
         return None, grad_W, grad_b, None, None
 
 
