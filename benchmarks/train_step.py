@@ -181,8 +181,9 @@ class PeerProcess:
 def compare(folder: Path, config: dict[str, Any], interpreter: str, turns: int, steps: int) -> dict[str, Any]:
     """Train all contenders of a case in turns; times of every turn, ratios, and the quality reached."""
     with ExitStack() as stack:
-        peers = {name.replace("_", "-"): stack.enter_context(PeerProcess(interpreter, name, folder, config))
-                 for name in PEERS[config["architecture"]]}
+        processes = [stack.enter_context(PeerProcess(interpreter, name, folder, config))
+                     for name in PEERS[config["architecture"]]]
+        peers = {next(iter(process.versions)): process for process in processes}  # by package, which comes first
         ours = Ours(folder, config)
         floor = Floor(load_rows(folder, "train").shape[1], config)
         times: dict[str, list[Turn]] = {name: [] for name in (*peers, "ours", "floor")}
