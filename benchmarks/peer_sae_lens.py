@@ -34,7 +34,7 @@ class SAELens(Peer):
                 sae = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(
                     **sizes, jumprelu_sparsity_loss_mode="tanh", jumprelu_bandwidth=2.0, jumprelu_init_threshold=0.1,
                     jumprelu_ste_to_input=True, pre_act_loss_coefficient=3e-6,
-                    l0_coefficient=config["l0_coefficient"], l0_warm_up_steps=config["num_steps"]))
+                    l0_coefficient=config["l0_coefficient"], l0_warm_up_steps=config["num_steps"] // 2))
         self.sae = sae
         self.trainer: Any = SAETrainer(
             SAETrainerConfig(total_training_samples=steps * batch, train_batch_size_samples=batch, lr=config["lr"],

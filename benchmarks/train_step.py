@@ -53,9 +53,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--steps", type=int, default=10, help="steps a turn")
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--l1-coefficient", type=float, default=3.0,
-                        help="sae-lens's coefficient for standard: found by trial, for an L0 near k")
-    parser.add_argument("--l0-coefficient", type=float, default=1.0, help="the same for jumprelu")
+    parser.add_argument("--l1-coefficient", type=float, default=1.3,
+                        help="sae-lens's for standard: where our controller ends on these rows for an L0 of 32")
+    parser.add_argument("--l0-coefficient", type=float, default=0.1, help="the same for jumprelu")
     arguments = parser.parse_args()
     num_steps = arguments.turns * arguments.steps
     config = {"d_sae": arguments.d_sae, "k": arguments.k, "lr": arguments.lr, "num_steps": num_steps,
