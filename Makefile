@@ -30,7 +30,7 @@ together = -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 # harvest, train and tests are folders too: without .PHONY, make calls them up to date.
-.PHONY: help setup demo harvest train evaluate test test-system test-crash check bench gpu-check clean
+.PHONY: help setup demo harvest train evaluate test test-system test-crash check bench bench-train gpu-check clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -88,6 +88,8 @@ test-crash: $(READY) ## The whole crash-consistency suite, most of an hour; writ
 $(PEERS)/.ready: benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@# No peer needs it, it comes with a dependency, and built for another torch it breaks transformers.
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
 check: $(READY) ## Lint and types
@@ -104,7 +106,9 @@ bench: $(READY) $(PEERS)/.ready ## Speed, as ratios, contenders interleaved in o
 	$(PY) -m benchmarks.deduplicate
 	$(PY) -m benchmarks.templating
 	$(PY) -m benchmarks.chat_fuzz
-	$(PY) -m benchmarks.train_step --peers $(PEERS)/bin/python
+
+bench-train: $(READY) $(PEERS)/.ready ## Training steps against other packages' trainers, an hour (after make demo: its activations)
+	$(PY) -m benchmarks.train_step --peers $(PEERS)/bin/python $(if $(CACHE),--cache "$(CACHE)")
 
 gpu-check: $(READY) ## On a CUDA machine: GPU tests, then the benchmarks of harvest and train
 	$(PY) -m pytest -q -m gpu tests

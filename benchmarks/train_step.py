@@ -1,10 +1,13 @@
-"""Our TopK training step against sae-lens's own trainer, on the same real activations.
+"""Our training steps against the trainers of other packages, on the same real activations.
 
-    python -m benchmarks.train_step --peers .venv-peers/bin/python [--cache caches/demo --layer 9]
+    python -m benchmarks.train_step --peers .venv-peers/bin/python [topk-1024 jumprelu-1024 ...]
 
-Both take the same batches in the same order, scaled alike, with the same learning-rate schedule, with
-decoder norm, gradient clipping and AuxK on, in turns of 20 steps. The gate is explained variance on the
-same held-out rows after the same number of steps.
+A case is an architecture and a batch size; without one, all are measured. All contenders of a case take the
+same batches in the same order, scaled alike, with the same peak learning rate, with unit decoder norm (or
+what the package has for it), gradient clipping and AuxK on, in turns of a few steps. The gate is quality:
+explained variance on the same held-out rows after the same number of steps, at an L0 no larger than the
+peer's or the asked one. The floor is what no step can do without: the encoder's product and the
+optimiser's pass over weights and moments.
 """
 
 import argparse
@@ -13,6 +16,8 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +25,61 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import median_ratio, save
+from benchmarks.peer_process import explained_variance, load_rows
 from shared.reading.cache import Cache, open_cache
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
 from train.batches import Batches
 from train.config import TrainConfig
+from train.optimizer import Adam
 from train.trainer import Trainer
 
-STEPS_A_TURN = 20
+ALL = ("topk-1024", "batchtopk-1024", "standard-1024", "jumprelu-1024", "topk-128")
+PEERS = {"topk": ("sae_lens", "dictionary_learning", "sparsify"), "batchtopk": ("sae_lens", "dictionary_learning"),
+         "standard": ("sae_lens",), "jumprelu": ("sae_lens",)}
+HELD_OUT_ROWS = 8192
+Turn = dict[str, float]
+"""Wall and CPU seconds of a turn."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", required=True, help="interpreter of an environment with sae-lens")
+    parser.add_argument("cases", nargs="*", default=ALL, metavar="CASE", help=f"of {', '.join(ALL)}; default: all")
+    parser.add_argument("--peers", required=True, help="interpreter of the peers' environment")
     parser.add_argument("--cache", default="caches/demo")
     parser.add_argument("--layer", type=int, default=9)
     parser.add_argument("--d-sae", type=int, default=4608)
-    parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=1024)
-    parser.add_argument("--turns", type=int, default=40)
+    parser.add_argument("--k", type=int, default=32, help="k, or the L0 to come to")
+    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=10, help="steps a turn")
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--l1-coefficient", type=float, default=1.3,
+                        help="sae-lens's for standard: where our controller ends on these rows for an L0 of 32")
+    parser.add_argument("--l0-coefficient", type=float, default=0.1, help="the same for jumprelu")
     arguments = parser.parse_args()
-    num_steps = arguments.turns * STEPS_A_TURN
-    config = {"d_sae": arguments.d_sae, "k": arguments.k, "batch_size": arguments.batch_size, "lr": arguments.lr,
-              "num_steps": num_steps, "warmup_steps": num_steps // 20, "decay_steps": num_steps // 5,
-              "threads": torch.get_num_threads()}
+    num_steps = arguments.turns * arguments.steps
+    config = {"d_sae": arguments.d_sae, "k": arguments.k, "lr": arguments.lr, "num_steps": num_steps,
+              "warmup_steps": num_steps // 20, "decay_steps": num_steps // 5, "threads": torch.get_num_threads(),
+              "l1_coefficient": arguments.l1_coefficient, "l0_coefficient": arguments.l0_coefficient}
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(open_cache(arguments.cache), arguments.layer, num_steps * arguments.batch_size, Path(folder),
-                   arguments.batch_size)
-        figures = compare(Path(folder), config, arguments.peers, arguments.turns)
-    save(f"train_step_topk_batch{arguments.batch_size}", {"layer": arguments.layer, **config, **figures})
+        write_rows(open_cache(arguments.cache), arguments.layer, num_steps * 1024, Path(folder))
+        for case in arguments.cases:
+            architecture, _, batch_size = case.partition("-")
+            print(case, flush=True)
+            figures = compare(Path(folder), {"architecture": architecture, "batch_size": int(batch_size), **config},
+                              arguments.peers, arguments.turns, arguments.steps)
+            result = {"layer": arguments.layer, **config, **figures}
+            save(f"train_step_{architecture}_batch{batch_size}", result)
+            print(readme_row(result))
 
 
-def write_rows(cache: Cache, layer: int, num_rows: int, folder: Path, batch_size: int) -> None:
-    """Shuffled training rows and held-out rows, centred and scaled to a mean square of 1 per dimension."""
-    train = torch.cat([x.float() for x in Batches(cache, layer=layer, batch_size=batch_size,
-                                                  num_steps=num_rows // batch_size)])
+def write_rows(cache: Cache, layer: int, num_rows: int, folder: Path) -> None:
+    """Shuffled training rows (one pass at most) and held-out rows, centred and scaled to a mean square of 1."""
+    batches = Batches(cache, layer=layer, batch_size=1024)
+    batches.num_steps = min(batches.num_steps, num_rows // 1024)
+    train = torch.cat([x.float() for x in batches])
     rows = cache.rows(layer=layer, types=["content"], split="held_out")
-    rows = rows[cache.position(rows) > 0][:20_000]
+    rows = rows[cache.position(rows) > 0][:HELD_OUT_ROWS]
     held_out = torch.from_numpy(cache.layer(layer)[rows].view("uint16")).view(torch.bfloat16).float()
     centre = train.mean(0)
     scale = (train - centre).square().mean().rsqrt()
@@ -65,68 +87,153 @@ def write_rows(cache: Cache, layer: int, num_rows: int, folder: Path, batch_size
     np.save(folder / "held_out.npy", ((held_out - centre) * scale).numpy())
 
 
+def timed(step: Callable[[], None], count: int) -> Turn:
+    """Run ``count`` steps."""
+    started = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        step()
+    return {"seconds": time.perf_counter() - started[0], "cpu_seconds": time.process_time() - started[1]}
+
+
 class Ours:
     """Our contender, in this process."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self._train = torch.from_numpy(np.load(folder / "train.npy")).split(config["batch_size"])
-        self._held_out = torch.from_numpy(np.load(folder / "held_out.npy"))
-        architecture = ARCHITECTURES["topk"]
-        table = architecture.Config.model_validate({"d_sae": config["d_sae"], "k": config["k"]})
+        self._batches = load_rows(folder, "train").split(config["batch_size"])
+        self._held_out = load_rows(folder, "held_out")
+        architecture = ARCHITECTURES[config["architecture"]]
+        sparsity = "k" if "k" in architecture.Config.model_fields else "l0"
+        table = architecture.Config.model_validate({"d_sae": config["d_sae"], sparsity: config["k"]})
         sae = architecture(table, self._held_out.shape[1], RunLength(config["num_steps"], config["batch_size"]))
         schedule = TrainConfig(warmup_share=0.05, decay_share=0.2)
         self._trainer = Trainer("ours", sae, config["lr"], schedule, torch.device("cpu"))
-        self._step = 0
+        self._done = 0
 
-    def steps(self, count: int) -> float:
-        """Train ``count`` more steps; seconds."""
-        started = time.perf_counter()
-        for _ in range(count):
-            x = self._train[self._step]
-            self._trainer.step(x, (x - x.mean(0)).square().mean(), self._step)
-            self._step += 1
-        return time.perf_counter() - started
+    def step(self) -> None:
+        """One training step."""
+        x = self._batches[self._done % len(self._batches)]
+        self._trainer.step(x, (x - x.mean(0)).square().mean(), self._done)
+        self._done += 1
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Explained variance and L0 on the held-out rows."""
-        x = self._held_out
-        latents = self._trainer.sae.encode(x)
-        error = (x - self._trainer.sae.decode(latents)).square().sum()
-        variance = (x - x.mean(0)).square().sum()
-        return {"explained_variance": float(1 - error / variance), "l0": float((latents > 0).sum() / len(x))}
+        """Explained variance and L0 on the held-out rows. Peers' BatchTopK takes the largest of these rows
+        together; a threshold set on them does the same."""
+        x, sae = self._held_out, self._trainer.sae
+        if sae.name == "batchtopk":
+            sae.calibrate([x])
+        latents = sae.encode(x)
+        return {"explained_variance": explained_variance(x, sae.decode(latents)),
+                "l0": float((latents > 0).sum() / len(x))}
 
 
-def compare(folder: Path, config: dict[str, Any], interpreter: str, turns: int) -> dict[str, Any]:
-    """Train both in turns; seconds of every turn, and both evaluations."""
-    script = Path(__file__).with_name("peer_sae_lens.py")
-    command = [interpreter, str(script), str(folder), json.dumps(config)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
-        assert peer.stdin is not None
-        assert peer.stdout is not None
+class Floor:
+    """The encoder's product and one pass of the fused optimiser over all weights; nothing else."""
 
-        def ask(line: str) -> dict[str, Any]:
-            if line:
-                peer.stdin.write(line + "\n")  # type: ignore[union-attr]
-                peer.stdin.flush()  # type: ignore[union-attr]
-            answer = peer.stdout.readline()  # type: ignore[union-attr]
-            return dict(json.loads(answer))
+    def __init__(self, d_in: int, config: dict[str, Any]) -> None:
+        shapes = {"W_enc": (config["d_sae"], d_in), "b_enc": (config["d_sae"],), "W_dec": (config["d_sae"], d_in),
+                  "b_dec": (d_in,)}
+        self._weights = {name: torch.nn.Parameter(torch.randn(shape) / d_in) for name, shape in shapes.items()}
+        self._gradients = {name: torch.randn_like(weight) for name, weight in self._weights.items()}
+        self._adam = Adam(self._weights.items(), 1e-9, (0.9, 0.999), {})
+        self._x = torch.randn(config["batch_size"], d_in)
 
-        versions = ask("")
+    @torch.no_grad()
+    def step(self) -> None:
+        """What every step must do."""
+        torch.addmm(self._weights["b_enc"], self._x, self._weights["W_enc"].t())
+        for name, weight in self._weights.items():
+            weight.grad = self._gradients[name]
+        self._adam.step(1.0)
+
+
+class PeerProcess:
+    """A contender in the peers' environment (`benchmarks.peer_process`)."""
+
+    def __init__(self, interpreter: str, peer: str, folder: Path, config: dict[str, Any]) -> None:
+        script = Path(__file__).with_name(f"peer_{peer}.py")
+        self._process = subprocess.Popen([interpreter, str(script), str(folder), json.dumps(config)],
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.versions = self._answer()
+
+    def __enter__(self) -> "PeerProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):  # some packages print while they are imported
+                return dict(json.loads(line))
+        raise RuntimeError(f"{self._process.args} ended; what it said stands above.")
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Send a command, read the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+
+def compare(folder: Path, config: dict[str, Any], interpreter: str, turns: int, steps: int) -> dict[str, Any]:
+    """Train all contenders of a case in turns; times of every turn, ratios, and the quality reached."""
+    with ExitStack() as stack:
+        processes = [stack.enter_context(PeerProcess(interpreter, name, folder, config))
+                     for name in PEERS[config["architecture"]]]
+        peers = {next(iter(process.versions)): process for process in processes}  # by package, which comes first
         ours = Ours(folder, config)
-        seconds: dict[str, list[float]] = {"sae-lens": [], "ours": []}
+        floor = Floor(load_rows(folder, "train").shape[1], config)
+        times: dict[str, list[Turn]] = {name: [] for name in (*peers, "ours", "floor")}
         for turn in range(turns):
-            seconds["sae-lens"].append(ask(f"steps {STEPS_A_TURN}")["seconds"])
-            seconds["ours"].append(ours.steps(STEPS_A_TURN))
-            print(f"  turn {turn + 1}: " + ", ".join(f"{name} {1000 * times[-1] / STEPS_A_TURN:.0f} ms a step"
-                                                     for name, times in seconds.items()), flush=True)
-        quality = {"sae-lens": ask("evaluate"), "ours": ours.evaluate()}
-        peer.stdin.close()
-    ratio = median_ratio(seconds["sae-lens"], seconds["ours"])
-    milliseconds = {name: 1000 * statistics.median(times) / STEPS_A_TURN for name, times in seconds.items()}
-    print(f"median step: {milliseconds}; ours is {ratio:.2f}x as fast; held-out after equal steps: {quality}")
-    return {"peer_versions": versions, "seconds_a_turn": seconds, "milliseconds_a_step": milliseconds, "ratio": ratio,
-            "quality": quality}
+            for name, peer in peers.items():
+                times[name].append(peer.ask(f"steps {steps}"))
+            times["ours"].append(timed(ours.step, steps))
+            times["floor"].append(timed(floor.step, steps))
+            print(f"  turn {turn + 1}: " + ", ".join(f"{name} {1000 * of[-1]['seconds'] / steps:.0f} ms"
+                                                     for name, of in times.items()), flush=True)
+        quality = {name: peer.ask("evaluate") for name, peer in peers.items()} | {"ours": ours.evaluate()}
+        versions = {name: found for peer in peers.values() for name, found in peer.versions.items()}
+    columns = {kind: {name: [turn[kind] for turn in of] for name, of in times.items()}
+               for kind in ("seconds", "cpu_seconds")}
+    ratios = {kind: {name: median_ratio(of[name], of["ours"]) for name in peers} for kind, of in columns.items()}
+    milliseconds = {kind: {name: 1000 * statistics.median(seconds) / steps for name, seconds in of.items()}
+                    for kind, of in columns.items()}
+    result = {
+        "architecture": config["architecture"], "batch_size": config["batch_size"], "steps_a_turn": steps,
+        "peer_versions": versions, "turns": columns, "milliseconds_a_step": milliseconds["seconds"],
+        "cpu_milliseconds_a_step": milliseconds["cpu_seconds"], "ratio": ratios["seconds"],
+        "cpu_ratio": ratios["cpu_seconds"], "quality": quality,
+        "share_of_floor": median_ratio(columns["seconds"]["floor"], columns["seconds"]["ours"]),
+        "cpu_share_of_floor": median_ratio(columns["cpu_seconds"]["floor"], columns["cpu_seconds"]["ours"]),
+        "quality_holds": {name: quality_holds(quality["ours"], quality[name], config["k"]) for name in peers},
+    }
+    print(json.dumps({name: result[name] for name in (
+        "milliseconds_a_step", "cpu_milliseconds_a_step", "ratio", "cpu_ratio", "share_of_floor",
+        "cpu_share_of_floor", "quality", "quality_holds")}, indent=1), flush=True)
+    return result
+
+
+def readme_row(result: dict[str, Any]) -> str:
+    """The line of a result in the README's table of speeds; a test compares them."""
+    peers, versions, quality = list(result["ratio"]), result["peer_versions"], result["quality"]
+    name = {"topk": "TopK", "batchtopk": "BatchTopK", "standard": "Standard", "jumprelu": "JumpReLU"}
+    what = f"{name[result['architecture']]} step, batch {result['batch_size']:,}, {result['num_steps']} steps"
+    floor = f"; {result['share_of_floor']:.0%} of the floor" if "share_of_floor" in result else ""
+    explained = ", ".join(f"{quality[of]['explained_variance']:.3f} at L0 {quality[of]['l0']:.0f}"
+                          for of in ("ours", *peers))
+    against = " / ".join(f"{peer} {versions[peer]}" for peer in peers)
+    ratios = " / ".join(f"{result['ratio'][peer]:.1f}x" for peer in peers)
+    return f"| {what}{floor} | {against}; variance explained, ours first: {explained} | {ratios} |"
+
+
+def quality_holds(ours: dict[str, float], peer: dict[str, float], k: int) -> bool:
+    """Whether ours explains no less variance (to 0.005) with no more latents than the peer, or than were asked
+    for (to 10 %)."""
+    return (ours["explained_variance"] >= peer["explained_variance"] - 0.005
+            and ours["l0"] <= 1.1 * max(peer["l0"], k))
 
 
 if __name__ == "__main__":

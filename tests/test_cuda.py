@@ -108,3 +108,36 @@ def test_every_architecture_learns_and_resumes_exactly_on_the_device(name):
     run(resumed, 20, 60)
     for key, value in whole.sae.state_dict().items():
         torch.testing.assert_close(resumed.sae.state_dict()[key], value, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "standard", "jumprelu"])
+def test_a_steps_gradients_on_the_device_are_those_of_the_cpu(name):
+    x = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
+    sparsity = {"k": 4} if "topk" in name else {"l0": 4.0}
+    found = {}
+    for device in ("cpu", DEVICE):
+        sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=640, **sparsity), 32, RunLength(60, 256)).to(device)
+        sae.tokens_since_fired[:5] = 10**9  # AuxK and the pull on silent latents take part
+        sae.loss(x.to(device), 0).total.backward()
+        found[device] = {key: value.grad.cpu() for key, value in sae.named_parameters()}
+    for key, value in found["cpu"].items():
+        assert (found[DEVICE][key] - value).norm() <= 1e-5 * value.norm(), key
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_step_waits_for_the_device_but_the_one_in_sixteen_that_lists_silent_latents(name):
+    sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=640), 32, RunLength(60, 256))
+    trainer = Trainer(name, sae, 1e-3, TrainConfig(), torch.device(DEVICE))
+    x = torch.randn(256, 32).to(DEVICE)
+    variance = x.var()
+    trainer.step(x, variance, 0)
+    on_cuda = torch.device(DEVICE).type == "cuda"
+    try:
+        if on_cuda:
+            torch.cuda.set_sync_debug_mode("error")
+        for step in range(1, 16):
+            trainer.step(x, variance, step)
+    finally:
+        if on_cuda:
+            torch.cuda.set_sync_debug_mode("default")
+    assert trainer.figures(15)["mse_scaled"] > 0

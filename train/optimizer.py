@@ -1,10 +1,13 @@
 """The optimiser of one SAE: fused Adam, the learning rate's course, clipping by the global norm."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+_CACHED = 1 << 18
+"""Numbers of a matrix that are updated together on a CPU: with gradient and moments 4 MiB."""
 
 
 def default_lr(d_sae: int, num_tokens: int) -> float:
@@ -30,44 +33,90 @@ def lr_factor(step: int, num_steps: int, warmup_share: float, decay_share: float
 
 
 class Adam:
-    """Fused Adam over an SAE's parameters, with its state as named tensors for checkpoints."""
+    """Fused Adam over an SAE's parameters, with its state as named tensors for checkpoints.
+
+    With it, in the same pass, goes what keeps the decoder's rows at unit norm: the part of the gradient along
+    a row is taken out, for it would only change the row's length and still fill Adam's moments (Bricken et al.
+    2023, "Towards Monosemanticity", appendix), and after the update the row is scaled back.
+    """
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], lr: float, betas: tuple[float, float],
-                 lr_multiples: Mapping[str, float]) -> None:
-        """``lr_multiples`` names parameters that learn at a multiple of ``lr``."""
+                 lr_multiples: Mapping[str, float], unit_rows: Collection[str] = ()) -> None:
+        """``lr_multiples`` names parameters that learn at a multiple of ``lr``; ``unit_rows`` matrices
+        ``[rows, columns]`` whose rows have unit L2 norm and keep it."""
         self.parameters = dict(parameters)
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.parameters.items():
-            groups.setdefault(lr * lr_multiples.get(name, 1.0), []).append(parameter)
-        self._adam = torch.optim.Adam([{"params": members, "lr": rate} for rate, members in groups.items()],
-                                      lr=lr, betas=betas, fused=True)
-        self._peak_lr = list(groups)
-        for parameter in self.parameters.values():
-            # Made here and not at the first step, so that a checkpoint can be copied into it and the moments
-            # always have their parameter's memory layout, which the fused kernel walks along.
-            self._adam.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
+        self._lr = {name: lr * lr_multiples.get(name, 1.0) for name in self.parameters}
+        self._betas = betas
+        self._unit_rows = frozenset(unit_rows)
+        # The moments have their parameter's memory layout, along which the fused kernel walks.
+        self._state = {name: {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        } for name, parameter in self.parameters.items()}
 
-    def clip(self, max_norm: float) -> None:
-        """Scale all gradients so that their global norm is at most ``max_norm``; no wait for the device."""
-        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), max_norm)
+    @torch.no_grad()
+    def step(self, factor: float, max_norm: float | None = None) -> None:
+        """One update at ``factor`` times the peak rate; the gradients are dropped. No wait for the device.
 
-    def step(self, factor: float) -> None:
-        """One update at ``factor`` times the peak rate; the gradients are dropped."""
-        for group, rate in zip(self._adam.param_groups, self._peak_lr, strict=True):
-            group["lr"] = rate * factor
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        Args:
+            max_norm: the largest global norm of all gradients, without the parts along unit rows; a larger one
+                is scaled down to it.
+        """
+        gradients = {name: parameter.grad for name, parameter in self.parameters.items()
+                     if parameter.grad is not None}
+        along = {name: _along_rows(self.parameters[name], gradients[name])
+                 for name in self._unit_rows & gradients.keys()}
+        divisor = None
+        if max_norm is not None:
+            squares = [torch.linalg.vector_norm(gradient).square() for gradient in gradients.values()]
+            # |g - <g, w> w|^2 = |g|^2 - <g, w>^2 where |w| = 1.
+            squares += [-products.square().sum() for products in along.values()]
+            divisor = torch.stack(squares).sum().clamp_min(0).sqrt().add_(1e-6).div_(max_norm).clamp_min_(1.0)
+        for name, gradient in gradients.items():
+            parameter, state = self.parameters[name], self._state[name]
+            if name in along:
+                self._step_unit_rows(name, gradient, along[name], factor, divisor)
+            else:
+                self._update(name, parameter, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"] + 1,
+                             factor, divisor)
+            state["step"] += 1
+            parameter.grad = None
+
+    def _step_unit_rows(self, name: str, gradient: Tensor, along: Tensor, factor: float,
+                        divisor: Tensor | None) -> None:
+        """Projection, update and norm of a matrix."""
+        parameter, state = self.parameters[name], self._state[name]
+        step = state["step"] + 1
+        for rows in _row_blocks(parameter):
+            weights, grad = parameter[rows], gradient[rows]
+            grad.addcmul_(weights, along[rows, None], value=-1)
+            self._update(name, weights, grad, state["exp_avg"][rows], state["exp_avg_sq"][rows], step, factor, divisor)
+            weights.div_(torch.linalg.vector_norm(weights, dim=1, keepdim=True).clamp_min_(1e-8))
+
+    def _update(self, name: str, weights: Tensor, gradient: Tensor, mean: Tensor, mean_square: Tensor, step: Tensor,
+                factor: float, divisor: Tensor | None) -> None:
+        """What torch.optim.Adam(fused=True) calls, which takes no rows of a parameter."""
+        torch._fused_adam_([weights], [gradient], [mean], [mean_square], [], [step], lr=self._lr[name] * factor,
+                           beta1=self._betas[0], beta2=self._betas[1], weight_decay=0.0, eps=1e-8, amsgrad=False,
+                           maximize=False, grad_scale=divisor, found_inf=None)
 
     def state(self) -> dict[str, Tensor]:
         """Its state: ``<parameter>.exp_avg`` and so on."""
-        return {f"{name}.{key}": value for name, parameter in self.parameters.items()
-                for key, value in self._adam.state[parameter].items()}
+        return {f"{name}.{key}": value for name, of in self._state.items() for key, value in of.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy back what `state` gave."""
         for name, value in self.state().items():
             value.copy_(state[name])
+
+
+def _row_blocks(parameter: Tensor) -> list[slice]:
+    """Rows of a matrix that are worked on together: all on a GPU, as many as stay in the cache of a CPU."""
+    together = len(parameter) if parameter.is_cuda else max(1, _CACHED // parameter.shape[1])
+    return [slice(start, start + together) for start in range(0, len(parameter), together)]
+
+
+def _along_rows(matrix: Tensor, gradient: Tensor) -> Tensor:
+    """The scalar product of each row of a matrix with its gradient: [rows]."""
+    return torch.cat([torch.linalg.vecdot(gradient[rows], matrix[rows]) for rows in _row_blocks(matrix)])

@@ -21,7 +21,8 @@ class Trainer:
         self.lr = lr
         self.config = config
         self.num_steps = sae.length.num_steps
-        self.adam = Adam(self.sae.named_parameters(), lr, (config.beta1, config.beta2), self.sae.lr_multiples())
+        self.adam = Adam(self.sae.named_parameters(), lr, (config.beta1, config.beta2), self.sae.lr_multiples(),
+                         self.sae.unit_rows)
         # bf16 products with fp32 weights and moments on CUDA. Most CPUs multiply bf16 slower than fp32.
         self._autocast = device.type == "cuda"
         self._sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=device)
@@ -36,10 +37,8 @@ class Trainer:
         with torch.autocast("cuda", dtype=torch.bfloat16) if self._autocast else nullcontext():
             loss = self.sae.loss(x, step)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        self.sae.remove_parallel_gradient()
-        if self.config.grad_clip is not None:
-            self.adam.clip(self.config.grad_clip)
-        self.adam.step(lr_factor(step, self.num_steps, self.config.warmup_share, self.config.decay_share))
+        self.adam.step(lr_factor(step, self.num_steps, self.config.warmup_share, self.config.decay_share),
+                       self.config.grad_clip)
         self.sae.after_step(loss, len(x), step)
         one = torch.ones((), device=x.device)
         self._sums += torch.stack([part.detach().float() for part in

@@ -1,4 +1,4 @@
-"""Learning rates."""
+"""Learning rates, and the update that keeps rows at unit norm."""
 
 from itertools import pairwise
 
@@ -38,3 +38,31 @@ def test_a_transposed_parameter_is_updated_like_a_plain_one():
             parameter.grad = grad.clone() if parameter is plain else grad.t().contiguous().t()
             adam.step(1.0)
     assert torch.equal(plain, transposed)
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.5, 1e9])
+def test_unit_rows_and_clipping_are_those_of_separate_passes(max_norm, monkeypatch):
+    monkeypatch.setattr("train.optimizer._CACHED", 3 * 7)  # three rows at a time, of ten
+    generator = torch.Generator().manual_seed(0)
+    start = nn.functional.normalize(torch.randn(10, 7, generator=generator), dim=1)
+    gradients = [(torch.randn(10, 7, generator=generator), torch.randn(4, generator=generator)) for _ in range(3)]
+    weights, bias = nn.Parameter(start.clone()), nn.Parameter(torch.zeros(4))
+    adam = Adam([("weights", weights), ("bias", bias)], 1e-2, (0.9, 0.999), {"bias": 2.0}, unit_rows=["weights"])
+    for one, two in gradients:
+        weights.grad, bias.grad = one.clone(), two.clone()
+        adam.step(0.5, max_norm)
+    assert weights.grad is None
+
+    reference, other = nn.Parameter(start.clone()), nn.Parameter(torch.zeros(4))
+    plain = torch.optim.Adam([{"params": [reference], "lr": 0.5e-2}, {"params": [other], "lr": 1e-2}])
+    for one, two in gradients:
+        row = reference.detach()
+        reference.grad, other.grad = one - (one * row).sum(1, keepdim=True) * row, two.clone()
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_([reference, other], max_norm)
+        plain.step()
+        with torch.no_grad():
+            reference.div_(reference.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(weights, reference, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(bias, other, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights.norm(dim=1), torch.ones(10), rtol=1e-6, atol=0)

@@ -91,6 +91,8 @@ class SAE(nn.Module, ABC):
 
     Config: ClassVar[type[SAEConfig]]
     name: ClassVar[str]
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    """Parameters whose rows the optimiser keeps at unit norm (`train.optimizer.Adam`)."""
 
     W_enc: nn.Parameter
     b_enc: nn.Parameter
@@ -135,21 +137,9 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def after_step(self, loss: Loss, batch_size: int, step: int) -> None:
-        """Book-keeping after the optimiser's step: unit decoder rows and the count of silent tokens."""
-        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min_(1e-8))
+        """Book-keeping after the optimiser's step, which keeps `unit_rows`: the count of silent tokens."""
         self.tokens_since_fired.add_(batch_size)
         self.tokens_since_fired.masked_fill_(loss.fired, 0)
-
-    @torch.no_grad()
-    def remove_parallel_gradient(self) -> None:
-        """Take from the decoder's gradient what would only change the length of its rows.
-
-        The rows are scaled back to unit norm after every step; left in, this part would still fill Adam's
-        moments (Bricken et al. 2023, "Towards Monosemanticity", appendix).
-        """
-        grad = self.W_dec.grad
-        if grad is not None:
-            grad.addcmul_(self.W_dec, torch.linalg.vecdot(grad, self.W_dec).neg_()[:, None])
 
     def lr_multiples(self) -> dict[str, float]:
         """Parameters that learn at another rate than the rest, as multiples of it."""

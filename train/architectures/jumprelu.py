@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
+from train.architectures.sparse import decode_active
 from train.sparsity import CoefficientController, FixedCoefficient
 
 
@@ -107,7 +108,7 @@ class JumpReLUSAE(SAE):
             self._start_thresholds(pre_acts)
         latents: Tensor = _Jump.apply(  # type: ignore[no-untyped-call]
             pre_acts, self.threshold, self.config.bandwidth)
-        error = self.reconstruction_error(x, self.decode(latents))
+        error = self.reconstruction_error(x, decode_active(latents, self.W_dec) + self.b_dec)
         penalty = self.controller.coefficient() * torch.tanh(self.config.tanh_scale * latents).sum() / len(x)
         silent = (self.tokens_since_fired >= self.length.dead_window).to(pre_acts.dtype)
         pull = (torch.relu(self.threshold - pre_acts) @ silent).sum() / len(x) * self.config.pre_act_coefficient

@@ -1,17 +1,26 @@
-"""The sparse half of a TopK step: only the selected pre-activations are decoded and differentiated.
+"""The sparse half of a step: only the active latents are decoded and differentiated.
 
 With k of d_sae latents active, decoding costs k/d_sae of the dense product, and so do the gradients of both
 weight matrices. All four products are ``embedding_bag`` sums: over the latents of a row (decode), and, after
 the selected pairs are sorted by latent (CSC), over the rows of a latent (the weights' gradients). Sums run in
 a fixed order, so a step gives the same bits every time. Dense autograd is the reference in tests.
+
+TopK kinds select a known number of pairs. Where an activation function decides (`active_pairs`), few latents
+are active too once an SAE is sparse: a ReLU's gradient stops at the others (`gather_pre_acts`), while one that
+goes on there (a straight-through estimate) needs the gradient of every latent (`decode_active`).
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+
+_SPARSE_SHARE = 1 / 16
+"""Share of active latents up to which sparse sums are taken on a CPU. They cost as much as dense ones at about a
+tenth."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Selection:
     """[n]: the order that sorts the pairs by latent, rows ascending."""
     rows_by_latent: Tensor
     """[n]: the rows in that order."""
+    latents_by_latent: Tensor
+    """[n], ascending: the latents in that order."""
     latent_offsets: Tensor
     """[d_sae]: where each latent's pairs begin in that order."""
     counts: Tensor
@@ -41,8 +52,7 @@ def select_pairs(flat: Tensor, batch: int, d_sae: int) -> Selection:
     rows = torch.div(flat, d_sae, rounding_mode="floor")
     latents = flat - rows * d_sae
     by_latent = torch.argsort(latents.to(torch.int32), stable=True)
-    counts = torch.bincount(latents, minlength=d_sae)
-    per_row = torch.bincount(rows, minlength=batch)
+    counts, per_row = _count(latents, d_sae), _count(rows, batch)
     return Selection(
         flat=flat,
         rows=rows,
@@ -50,9 +60,27 @@ def select_pairs(flat: Tensor, batch: int, d_sae: int) -> Selection:
         row_offsets=per_row.cumsum(0) - per_row,
         by_latent=by_latent,
         rows_by_latent=rows[by_latent],
+        latents_by_latent=latents[by_latent],
         latent_offsets=counts.cumsum(0) - counts,
         counts=counts,
     )
+
+
+def _count(numbers: Tensor, length: int) -> Tensor:
+    """How often each of 0 ... length - 1 is there, int64; unlike torch.bincount without a wait for a GPU."""
+    return numbers.new_zeros(length).index_add_(0, numbers, torch.ones_like(numbers))
+
+
+def active_pairs(latents: Tensor) -> Tensor | None:
+    """Where ``latents`` [batch, d_sae] are over zero, as row * d_sae + latent, sorted by row: int64 [n].
+
+    None where dense products are as fast: with many active latents, and on a GPU, where the number of pairs
+    would have to be waited for.
+    """
+    if latents.device.type != "cpu":
+        return None
+    flat = np.flatnonzero(latents.detach().numpy() > 0)
+    return torch.from_numpy(flat) if len(flat) <= _SPARSE_SHARE * latents.numel() else None
 
 
 def _sum_by_latent(dense: Tensor, values: Tensor, selection: Selection) -> Tensor:
@@ -69,14 +97,14 @@ class _GatherPreActs(torch.autograd.Function):
                 selection: Selection) -> Tensor:
         ctx.save_for_backward(x)
         ctx.selection = selection
-        return pre_acts.flatten().index_select(0, selection.flat)
+        return pre_acts.flatten().index_select(0, selection.flat).to(W_enc.dtype)  # bf16 under autocast
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
         (grad,) = grads
         (x,) = ctx.saved_tensors
         grad_W = _sum_by_latent(x, grad, ctx.selection).t()
-        grad_b = torch.zeros(len(ctx.selection.counts), dtype=grad.dtype).index_add_(0, ctx.selection.latents, grad)
+        grad_b = grad.new_zeros(len(ctx.selection.counts)).index_add_(0, ctx.selection.latents, grad)
         return None, grad_W, grad_b, None, None
 
 
@@ -95,10 +123,30 @@ class _DecodePairs(torch.autograd.Function):
         grad = grads[0].contiguous()
         values, W_dec = ctx.saved_tensors
         selection: Selection = ctx.selection
-        # <grad[row], W_dec[latent]> for each pair, without gathering either.
-        grad_values = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            grad, W_dec, selection.latents, selection.row_offsets, selection.rows, 0)
+        # <grad[row], W_dec[latent]> for each pair, without gathering either. By latent, because the rows of
+        # grad stay in the processor's cache and those of W_dec do not.
+        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            grad, W_dec, selection.latents_by_latent, selection.row_offsets, selection.rows_by_latent, 0)
+        grad_values = torch.empty_like(values).index_copy_(0, selection.by_latent, products)
         return grad_values, _sum_by_latent(grad, values, selection), None
+
+
+class _DecodeActive(torch.autograd.Function):
+    """``latents W_dec`` where only the selected latents are not zero; the gradient to the latents is dense."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, W_dec: Tensor, selection: Selection) -> Tensor:
+        values = latents.flatten().index_select(0, selection.flat)
+        ctx.save_for_backward(values, W_dec)
+        ctx.selection = selection
+        return embedding_bag(selection.latents, W_dec, selection.row_offsets, mode="sum",
+                             per_sample_weights=values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad = grads[0].contiguous()
+        values, W_dec = ctx.saved_tensors
+        return grad @ W_dec.t(), _sum_by_latent(grad, values, ctx.selection), None
 
 
 def gather_pre_acts(x: Tensor, W_enc: Tensor, b_enc: Tensor, pre_acts: Tensor, selection: Selection) -> Tensor:
@@ -110,4 +158,17 @@ def gather_pre_acts(x: Tensor, W_enc: Tensor, b_enc: Tensor, pre_acts: Tensor, s
 def decode_pairs(values: Tensor, W_dec: Tensor, selection: Selection) -> Tensor:
     """Decoded values [batch, d_in] without ``b_dec``, differentiable in ``values`` [n] and ``W_dec``."""
     decoded: Tensor = _DecodePairs.apply(values, W_dec, selection)  # type: ignore[no-untyped-call]
+    return decoded
+
+
+def decode_active(latents: Tensor, W_dec: Tensor) -> Tensor:
+    """``latents W_dec`` [batch, d_in] without ``b_dec``, by sparse sums where few ``latents`` are active.
+
+    The gradient to the latents is dense: one that passes through latents which are zero is not lost.
+    """
+    flat = active_pairs(latents)
+    if flat is None:
+        return latents @ W_dec
+    decoded: Tensor = _DecodeActive.apply(  # type: ignore[no-untyped-call]
+        latents, W_dec, select_pairs(flat, len(latents), latents.shape[1]))
     return decoded

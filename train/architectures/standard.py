@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
+from train.architectures.sparse import active_pairs, decode_pairs, gather_pre_acts, select_pairs
 from train.sparsity import CoefficientController, FixedCoefficient
 
 
@@ -61,11 +62,21 @@ class StandardSAE(SAE):
     def loss(self, x: Tensor, step: int) -> Loss:
         if step == 0:
             self._start_biases(x)
-        latents = self.pre_acts(x).relu()
-        error = self.reconstruction_error(x, self.decode(latents))
+        pre_acts = self.pre_acts(x)
+        flat = active_pairs(pre_acts)
+        if flat is None:
+            latents = pre_acts.relu()
+            x_hat = self.decode(latents)
+            active = latents.detach() > 0
+            l0, fired = active.sum() / len(x), active.any(0)
+        else:
+            # The gradient of ReLU stops at the other latents, so nothing else is decoded or differentiated.
+            selection = select_pairs(flat, len(x), self.d_sae)
+            latents = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts.detach(), selection)
+            x_hat = decode_pairs(latents, self.W_dec, selection) + self.b_dec
+            l0, fired = torch.tensor(len(flat) / len(x)), selection.counts > 0
+        error = self.reconstruction_error(x, x_hat)
         penalty = self.controller.coefficient() * latents.sum() / len(x)
-        active = latents.detach() > 0
-        l0 = active.sum() / len(x)
         self.controller.update(l0, step)
         return Loss(total=error + penalty, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
-                    aux=error.new_zeros(()), l0=l0, fired=active.any(0))
+                    aux=error.new_zeros(()), l0=l0, fired=fired)

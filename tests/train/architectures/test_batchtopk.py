@@ -1,9 +1,10 @@
 """BatchTopK's choice and its threshold."""
 
+import pytest
 import torch
 
 from train.architectures.base import RunLength
-from train.architectures.batchtopk import BatchTopKSAE
+from train.architectures.batchtopk import BatchTopKSAE, largest
 
 
 def make(k=4, d_sae=64, d_in=16):
@@ -40,3 +41,17 @@ def test_calibration_brings_the_mean_l0_of_training_rows_to_k():
         sae.threshold_sum.copy_(sae.threshold_weight * start)
         sae.calibrate(list(x.split(512)))
         assert abs((sae.encode(x) > 0).sum(1).float().mean() - 4) < 0.01
+
+
+@pytest.mark.parametrize(("number", "wanted"), [(4096, 16), (4096, 4096), (4096, 1), (4095, 60), (12 * 96, 5 * 12)])
+def test_the_largest_by_groups_are_those_of_a_flat_topk(number, wanted):
+    values = torch.randn(number, generator=torch.Generator().manual_seed(number + wanted))
+    assert torch.equal(largest(values, wanted), torch.topk(values, wanted).indices.sort().values)
+
+
+def test_of_equal_values_the_largest_takes_as_many_as_asked():
+    values = torch.zeros(1024)
+    values[[3, 700]] = 1.0
+    found = largest(values, 10)
+    assert len(set(found.tolist())) == 10
+    assert {3, 700} <= set(found.tolist())

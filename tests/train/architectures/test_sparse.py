@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.architectures import ARCHITECTURES
+from train.architectures import ARCHITECTURES, sparse
 from train.architectures.base import RunLength
 
 
@@ -42,3 +42,38 @@ def test_a_row_with_no_positive_pre_activation_decodes_to_the_bias():
     loss = sae.loss(x, 0)
     assert loss.l0 == 0
     torch.testing.assert_close(loss.mse, x.square().mean())
+
+
+@pytest.mark.parametrize(("name", "fields"), [
+    ("standard", {"l1_coefficient": 0.7, "coefficient_warmup": 0}),
+    ("jumprelu", {"sparsity_coefficient": 0.3, "coefficient_warmup": 0, "threshold_init": 2.0, "bandwidth": 3.0}),
+])
+@pytest.mark.parametrize("bias", [-2.0, -1e6])
+def test_few_active_latents_have_the_gradients_of_dense_products(name, fields, bias, monkeypatch):
+    x = torch.randn(200, 24, generator=torch.Generator().manual_seed(2))
+    found = {}
+    for share in (0.0, 1 / 16):
+        monkeypatch.setattr(sparse, "_SPARSE_SHARE", share)
+        sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=96, **fields), 24, RunLength(1000, len(x)))
+        with torch.no_grad():
+            sae.b_enc.fill_(bias if name == "standard" or bias < -10 else 0.0)
+            sae.b_dec.copy_(torch.linspace(-0.1, 0.1, 24))
+        loss = sae.loss(x, 1)
+        assert (0 < loss.l0 < 96 / 16) == (bias > -10)
+        loss.total.backward()
+        found[share] = loss, {key: value.grad for key, value in sae.named_parameters()}
+    (dense, expected), (loss, ours) = found.values()
+    torch.testing.assert_close(loss.total, dense.total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss.l0, dense.l0)
+    assert torch.equal(loss.fired, dense.fired)
+    for key, value in expected.items():
+        assert (value.norm() > 0) == (bias > -10 or key == "b_dec"), key
+        assert (ours[key] - value).norm() <= 1e-5 * value.norm(), key
+
+
+def test_the_sparse_form_is_left_where_many_latents_are_active():
+    latents = torch.zeros(8, 64)
+    latents[:, 3] = 1.0
+    assert sparse.active_pairs(latents).tolist() == [64 * row + 3 for row in range(8)]
+    latents[:, :5] = 1.0
+    assert sparse.active_pairs(latents) is None
