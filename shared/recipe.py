@@ -49,7 +49,7 @@ def find_recipe(name: str) -> Path:
 def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> RawRecipe:
     """Read a recipe and apply ``table.key=value`` overrides (values are TOML; bare words are strings).
 
-    An override of ``sae`` changes every ``[[sae]]`` entry.
+    An override of ``sae`` changes every ``[[sae]]`` entry, and so with every table that is there several times.
 
     Raises:
         RecipeError: the file is no TOML, a table is unknown, or an override is malformed.
@@ -98,12 +98,15 @@ def _apply(recipe: RawRecipe, override: str) -> None:
                           "for example train.lr=1e-3.")
     value = _parse_value(text.strip())
     table = recipe.setdefault(path[0], [{}] if path[0] == "sae" else {})
-    for entry in table if isinstance(table, list) else [table]:
-        for part in path[1:-1]:
-            entry = entry.setdefault(part, {})
+    entries = table if isinstance(table, list) else [table]
+    for part in path[1:-1]:
+        inner = [entry.setdefault(part, {}) for entry in entries]
+        entries = [entry for found in inner for entry in (found if isinstance(found, list) else [found])]
+        for entry in entries:
             if not isinstance(entry, dict):
                 raise RecipeError(f"--set {override!r}: {part} is no table; it is {entry!r}. "
                                   "Expected TABLE.KEY=VALUE.")
+    for entry in entries:
         entry[path[-1]] = value
 
 

@@ -9,11 +9,11 @@ from shared.reading.cache import Cache, open_cache
 CACHES = Path("caches")
 
 
-def choose_cache(name: str | None, layer: int) -> Cache:
-    """The cache called by name or path, or the one under caches/ that holds the layer.
+def choose_cache(name: str | None, *layers: int) -> Cache:
+    """The cache called by name or path, or the one under caches/ that holds the layers.
 
     Raises:
-        RecipeError: there is none, several hold the layer, or the one named does not hold it.
+        RecipeError: there is none, several hold the layers, or the one named does not hold them.
     """
     if name is not None:
         path = Path(name)
@@ -22,11 +22,13 @@ def choose_cache(name: str | None, layer: int) -> Cache:
         if not (path / PLAN).is_file():
             raise RecipeError(f"No cache {name!r}: there is no {path / PLAN}{_known()}")
         cache = open_cache(path)
-        if layer not in cache.layers:
-            raise RecipeError(_no_layer(cache, layer))
+        for layer in layers:
+            if layer not in cache.layers:
+                raise RecipeError(_no_layer(cache, layer))
         return cache
     caches = _all_caches()
-    holding = [cache for cache in caches if layer in cache.layers]
+    holding = [cache for cache in caches if set(layers) <= set(cache.layers)]
+    wanted = f"layer{'s' if len(layers) > 1 else ''} {' and '.join(map(str, layers))}"
     if len(holding) == 1:
         return holding[0]
     if not caches:
@@ -34,11 +36,11 @@ def choose_cache(name: str | None, layer: int) -> Cache:
                           "or name one with --cache PATH.")
     if holding:
         names = ", ".join(cache.name for cache in holding)
-        raise RecipeError(f"Several caches hold layer {layer}: {names}. Choose one: --cache {holding[0].name} "
+        raise RecipeError(f"Several caches hold {wanted}: {names}. Choose one: --cache {holding[0].name} "
                           f"(make: CACHE={holding[0].name}).")
     if len(caches) == 1:
-        raise RecipeError(_no_layer(caches[0], layer))
-    raise RecipeError(f"No cache under {CACHES}/ holds layer {layer}. There are: "
+        raise RecipeError(_no_layer(caches[0], next(layer for layer in layers if layer not in caches[0].layers)))
+    raise RecipeError(f"No cache under {CACHES}/ holds {wanted}. There are: "
                       + "; ".join(f"{cache.name} (layers {_layers(cache)})" for cache in caches) + ".")
 
 

@@ -12,7 +12,9 @@ from shared.errors import RecipeError
 from shared.recipe import RawRecipe, Table, read_table
 from train.architectures import ARCHITECTURES
 from train.architectures.base import SAEConfig
+from train.grid import sae_points
 from train.policy import TokenPolicy, known_types
+from train.warm_start import read_source
 
 DEFAULT_EXPANSIONS = (8.0, 16.0)
 """Without a recipe: BatchTopK at these widths, k = 32."""
@@ -64,6 +66,14 @@ class TrainConfig(Table):
     """Steps between checkpoints, in addition."""
     log_steps: int = Field(default=20, ge=1)
     """Steps between lines of metrics.jsonl."""
+    held_out_rows: int = Field(default=2048, ge=0)
+    """Rows of the fixed held-out sample on which l0 and explained variance are measured during training; 0: none."""
+    held_out_steps: int | None = Field(default=None, ge=1)
+    """Steps between these measurements, rounded up to whole log_steps. By default 400,000 tokens' worth."""
+    watch: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where figures go besides metrics.jsonl: "tensorboard", "wandb", "trackio"."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """GiB that the SAEs trained at once may take; the others wait for their turn. By default what is free."""
 
     @field_validator("calibration_types")
     @classmethod
@@ -77,7 +87,8 @@ class TrainConfig(Table):
         return self
 
 
-OPERATIONAL = ("layer", "checkpoint_minutes", "checkpoint_steps", "log_steps")
+OPERATIONAL = ("layer", "checkpoint_minutes", "checkpoint_steps", "log_steps", "held_out_rows", "held_out_steps",
+               "watch", "memory_gib")
 """Fields of [train] that leave the trained weights as they are, and so the name of an SAE."""
 
 
@@ -90,6 +101,8 @@ class SAEPlan:
     name: str
     recipe: dict[str, Any]
     """What its weights depend on apart from the cache; the name ends with a digest of it."""
+    warm_start: str | None = None
+    """Folder of the SAE whose weights it starts with; the recipe has that SAE's digest."""
 
 
 def read_train_config(recipe: RawRecipe) -> TrainConfig:
@@ -111,7 +124,7 @@ def sae_tables(recipe: RawRecipe, expansions: Sequence[float] | None) -> list[di
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise RecipeError("[sae] must be a list of tables: write [[sae]] for each SAE to train.")
     if not expansions:
-        if any("architecture" in table for table in tables) or len(tables) > 1:
+        if any({"architecture", "warm_start"} & table.keys() for table in tables) or len(tables) > 1:
             return [{"architecture": "batchtopk", **table} for table in tables]
         # No recipe, but perhaps overrides: --set sae.k=64.
         override = tables[0] if tables else {}
@@ -124,28 +137,31 @@ def sae_tables(recipe: RawRecipe, expansions: Sequence[float] | None) -> list[di
 
 
 def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, d_in: int) -> list[SAEPlan]:
-    """Validate [[sae]] tables, each by its architecture's model, and name the SAEs.
+    """Validate [[sae]] tables, each by its architecture's model, and name the SAEs: one for each combination of lists.
 
     Raises:
         RecipeError: an unknown architecture or key, a value out of range, or the same SAE twice.
     """
     plans: list[SAEPlan] = []
-    for number, table in enumerate(tables):
-        where = "[[sae]]" if len(tables) == 1 else f"[[sae]] number {number + 1}"
-        architecture = table.get("architecture")
+    for where, table in sae_points(tables):
+        architecture = table["architecture"]
         if architecture not in ARCHITECTURES:
             raise RecipeError(f"{where}.architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}.")
-        fields = {key: value for key, value in table.items() if key != "architecture"}
+        fields = {key: value for key, value in table.items() if key not in {"architecture", "warm_start"}}
+        source = read_source(table["warm_start"], where) if "warm_start" in table else None
+        if source is not None and not {"expansion", "d_sae"} & fields.keys():
+            fields["d_sae"] = source["d_sae"]
         config = read_table(ARCHITECTURES[architecture].Config, fields, where)
         config = config.model_copy(update={"d_sae": config.width(d_in)})
         recipe = {
             "layer": layer,
             "train": train.model_dump(mode="json", exclude=set(OPERATIONAL)),
             "sae": {"architecture": architecture, **config.model_dump(mode="json", exclude={"expansion"})},
+            **({} if source is None else {"warm_start": source}),
         }
         digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:6]
         name = f"{architecture}-{config.d_sae}-{config.sparsity_name()}-s{config.seed}-{digest}"
         if any(plan.name == name for plan in plans):
             raise RecipeError(f"{where} is the same SAE as another one ({name}). Change its seed, or remove it.")
-        plans.append(SAEPlan(architecture, config, name, recipe))
+        plans.append(SAEPlan(architecture, config, name, recipe, table.get("warm_start")))
     return plans

@@ -22,11 +22,13 @@ class MetricsLog:
             self._file.truncate(min(keep_bytes, self.path.stat().st_size))
             self._file.seek(0, os.SEEK_END)
 
-    def write(self, figures: dict[str, float]) -> None:
-        """Append one line."""
+    def write(self, figures: dict[str, float]) -> dict[str, float | None]:
+        """Append one line, and give the figures as they stand in it: six digits, None for what JSON cannot hold."""
+        line = {key: _short(value) for key, value in figures.items()}
         with translate_errors(self.path):
-            self._file.write(json.dumps({key: _short(value) for key, value in figures.items()}).encode() + b"\n")
+            self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
+        return line
 
     def durable_size(self) -> int:
         """Bytes of the file, once they are safe on disk."""

@@ -20,6 +20,8 @@ from train.architectures import ARCHITECTURES
 from train.batches import Batches, StallShare
 from train.config import SAEPlan, TrainConfig
 from train.export.saelens import CONFIG, SAE_WEIGHTS, sae_metadata, write_sae
+from train.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample
+from train.locks import locked
 from train.metrics_log import MetricsLog
 from train.policy import only_types, training_mask
 from train.shuffle_quality import measure_shuffle
@@ -29,67 +31,78 @@ from train.training_set import (
     CHECKPOINTS,
     RUN,
     TrainingSet,
-    begin_set,
-    find_set,
+    check_sources,
     layer_folder,
-    locked,
+    open_sets,
     remove_finished_sets,
     unfinished,
 )
+from train.warm_start import start_from
+from train.watchers import Watchers
+from train.watchers.base import WatchedRun
 
 _log = logging.getLogger(__name__)
 
 
 def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEPlan], *, runs: Path,
-               device: str, say: Callable[[str], None]) -> list[Path]:
+               device: str, say: Callable[[str], None], show_progress: bool = True) -> list[Path]:
     """Train what is not finished of ``saes`` and give the folders of all of them.
+
+    Those that fit in memory are trained together, on the same batches; the others take their turn after them.
 
     Args:
         runs: folder of all runs.
         device: "cpu" or "cuda".
         say: takes lines for the user.
+        show_progress: off for all but one of several processes at one terminal.
 
     Raises:
         SystemExit: after SIGTERM (143) or SIGINT (130), with a checkpoint written.
         IdentityError: a folder belongs to another recipe or cache.
+        TryAgainError: another process trains one of them.
     """
     folder = layer_folder(runs, cache, layer)
-    with locked(folder / CHECKPOINTS):
+    check_sources(saes, cache.d_model)
+    with locked(folder / CHECKPOINTS, [sae.name for sae in saes]):
         left = unfinished(folder, cache, saes)
         for sae in saes:
             if sae not in left:
                 say(f"{sae.name} is trained already; --fresh trains it again.")
-        if left:
-            _train_set(cache, layer, train, left, folder, device, say)
+        sets = open_sets(folder, cache, layer, train, left, device) if left else []
+        for number, found in enumerate(sets):
+            if len(sets) > 1:
+                say(f"Turn {number + 1} of {len(sets)}: {len(found.saes)} SAEs at once.")
+            _warn_of_differences(found, device)
+            run = SetRun(cache, found, train, folder, torch.device(device), say, show_progress)
+            run.train()
+            run.finish()
         remove_finished_sets(folder)
     return [folder / sae.name for sae in saes]
 
 
-def _train_set(cache: Cache, layer: int, train: TrainConfig, left: Sequence[SAEPlan], folder: Path, device: str,
-               say: Callable[[str], None]) -> None:
-    found = find_set(folder, cache, left)
-    threads = torch.get_num_threads()
-    if found is None:
-        found = begin_set(folder, cache, layer, train, left, device, threads)
-    elif (found.device, found.threads) != (device, threads):
+def _warn_of_differences(found: TrainingSet, device: str) -> None:
+    """Say what may change the last bits of a set that was begun under other circumstances."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    if (found.device, found.threads) != (device, threads):
         _log.warning("This set was begun on %s with %d threads; on %s with %d its weights may differ in the last "
                      "bits.", found.device, found.threads, device, threads)
-    run = SetRun(cache, found, train, folder, torch.device(device), say)
-    run.train()
-    run.finish()
+    if found.deterministic != deterministic:
+        _log.warning("This set was begun %s --deterministic and goes on %s it: its weights may differ in the last "
+                     "bits.", *(("with", "without") if found.deterministic else ("without", "with")))
 
 
 class SetRun:
     """One set in training."""
 
     def __init__(self, cache: Cache, facts: TrainingSet, operational: TrainConfig, folder: Path,
-                 device: torch.device, say: Callable[[str], None]) -> None:
+                 device: torch.device, say: Callable[[str], None], show_progress: bool) -> None:
         self.cache = cache
         self.facts = facts
         self.folder = folder
         self.set_folder = folder / CHECKPOINTS / facts.set_name
         self.device = device
         self.say = say
+        self.show_progress = show_progress
         self.train_config = facts.train_config()
         self.operational = operational  # cadences may change between two starts of the same run
         mask = training_mask(cache, facts.layer, self.train_config.policy, facts.units, facts.median_norm)
@@ -102,6 +115,9 @@ class SetRun:
         # A member may have been finished meanwhile, in a set of its own.
         self.trainers = [self._trainer(number) for number, member in enumerate(facts.saes)
                          if not (folder / member.name / RUN).exists()]
+        sample = held_out_sample(cache, facts.layer, self.train_config.policy, facts.units, facts.median_norm,
+                                 operational.held_out_rows)
+        self.sample = None if sample is None else sample.to(device)
         resumed = checkpoint.load_newest(self.set_folder)
         self.start = 0
         if resumed is not None:
@@ -112,12 +128,21 @@ class SetRun:
                                     if name.startswith(prefix)})
         self.logs = [MetricsLog(folder / trainer.name, resumed.metrics_bytes[trainer.name] if resumed else 0)
                      for trainer in self.trainers]
+        self.watchers = [Watchers(operational.watch, self._watched(trainer)) for trainer in self.trainers]
         self._describe()
 
     def _trainer(self, number: int) -> Trainer:
         member = self.facts.saes[number]
         sae = ARCHITECTURES[member.architecture](member.sae_config(), self.cache.d_model, self.facts.length)
+        if member.warm_start is not None:
+            start_from(sae, member.warm_start, member.recipe["warm_start"]["weights"], self.statistics)
         return Trainer(member.name, sae, member.lr, self.train_config, self.device)
+
+    def _watched(self, trainer: Trainer) -> WatchedRun:
+        member = next(member for member in self.facts.saes if member.name == trainer.name)
+        return WatchedRun(name=trainer.name, group=f"{self.facts.cache}/layer{self.facts.layer}",
+                          folder=self.folder / trainer.name, run_id=self.facts.run_id, start_step=self.start,
+                          config={**member.recipe, "lr": trainer.lr, "num_steps": self.facts.num_steps})
 
     def _describe(self) -> None:
         facts, config = self.facts, self.train_config
@@ -136,45 +161,62 @@ class SetRun:
 
     def train(self) -> None:
         """Run the steps that are left. A last checkpoint is there at the end."""
-        config, batch_size = self.operational, self.train_config.batch_size
-        saved = time.monotonic()
         self.batches.start_step = self.start
-        self._stall = StallShare(self.batches)
-        with StopSignal() as stop, Progress(f"train layer {self.facts.layer}", total=self.facts.length.num_tokens,
-                                            unit="tokens", done=self.start * batch_size) as progress:
-            for step, raw in enumerate(self.batches, start=self.start):
-                x = self.on_device.apply(raw)
-                variance = (x - x.mean(0)).square().mean()
-                for trainer in self.trainers:
-                    trainer.step(x, variance, step)
-                done = step + 1
-                if done % config.log_steps == 0 or done == self.facts.num_steps:
-                    progress.advance(0, **self._write_metrics(step, progress.rate))
-                progress.advance(batch_size)
-                minutes = (time.monotonic() - saved) / 60
-                if (stop.exit_code is not None or done == self.facts.num_steps
-                        or (config.checkpoint_steps and done % config.checkpoint_steps == 0)
-                        or (config.checkpoint_minutes and minutes >= config.checkpoint_minutes)):
-                    self._save(done)
-                    saved = time.monotonic()
-                if stop.exit_code is not None:
-                    self.say(f"Checkpoint written at step {done:,}. The same command goes on from here.")
-                    raise SystemExit(stop.exit_code)
+        tokens = self.train_config.batch_size
+        try:
+            with StopSignal() as stop, Progress(f"train layer {self.facts.layer}", self.facts.length.num_tokens,
+                                                "tokens", self.start * tokens, self.show_progress) as progress:
+                self._steps(stop, progress)
+        finally:
+            for watchers in self.watchers:
+                watchers.close()
 
-    def _write_metrics(self, step: int, rate: float) -> dict[str, float]:
-        """Append a line for each SAE; the first SAE's figures are what the progress bar shows."""
+    def _steps(self, stop: StopSignal, progress: Progress) -> None:
+        config, batch_size = self.operational, self.train_config.batch_size
+        saved, stall = time.monotonic(), StallShare(self.batches)
+        for step, raw in enumerate(self.batches, start=self.start):
+            x = self.on_device.apply(raw)
+            variance = (x - x.mean(0)).square().mean()
+            for trainer in self.trainers:
+                trainer.step(x, variance, step)
+            done = step + 1
+            if done % config.log_steps == 0 or done == self.facts.num_steps:
+                progress.advance(0, **self._write_metrics(done, {"tokens_per_second": progress.rate,
+                                                                 "stall_share": stall.since_last()}))
+            progress.advance(batch_size)
+            minutes = (time.monotonic() - saved) / 60
+            if (stop.exit_code is not None or done == self.facts.num_steps
+                    or (config.checkpoint_steps and done % config.checkpoint_steps == 0)
+                    or (config.checkpoint_minutes and minutes >= config.checkpoint_minutes)):
+                self._save(done)
+                saved = time.monotonic()
+            if stop.exit_code is not None:
+                self.say(f"Checkpoint written at step {done:,}. The same command goes on from here.")
+                raise SystemExit(stop.exit_code)
+
+    def _write_metrics(self, done: int, speed: dict[str, float]) -> dict[str, float]:
+        """A line for each SAE after ``done`` steps; the first SAE's figures are what is shown beside the bar."""
         shown: dict[str, float] = {}
-        stall = self._stall.since_last()
-        for trainer, log in zip(self.trainers, self.logs, strict=True):
-            figures = trainer.figures(step)
+        held_out = self.sample is not None and self._measures_held_out(done)
+        for trainer, log, watchers in zip(self.trainers, self.logs, self.watchers, strict=True):
+            figures = trainer.figures(done - 1)
             if not math.isfinite(figures["loss"]):
-                raise RecipeError(f"{trainer.name} diverged: its loss is not finite at step {step + 1:,}. Take a lower "
+                raise RecipeError(f"{trainer.name} diverged: its loss is not finite at step {done:,}. Take a lower "
                                   f"learning rate than {trainer.lr:.2g}: --set sae.lr={trainer.lr / 3:.1g}")
-            log.write({"step": step + 1, "tokens": (step + 1) * self.train_config.batch_size,
-                       **figures, "tokens_per_second": rate, "stall_share": stall})
+            if held_out:
+                assert self.sample is not None
+                figures |= held_out_figures(trainer.sae, self.sample, self.on_device)
+            watchers.log(done, log.write({"step": done, "tokens": done * self.train_config.batch_size, **figures,
+                                          **speed}))
             shown = shown or {"loss": figures["loss"], "l0": figures["l0"], "ev": figures["explained_variance"],
-                              "stall": stall}
+                              "dead": figures["dead_latents"] / trainer.sae.d_sae, "stall": speed["stall_share"]}
         return shown
+
+    def _measures_held_out(self, done: int) -> bool:
+        """Whether the held-out figures belong to this line: on the first line after every so many steps, and last."""
+        every = self.operational.held_out_steps or max(1, DEFAULT_TOKENS // self.train_config.batch_size)
+        before = (done - 1) // self.operational.log_steps * self.operational.log_steps
+        return done == self.facts.num_steps or done // every > before // every
 
     def _save(self, step: int) -> None:
         tensors = {f"{trainer.name}/{name}": tensor for trainer in self.trainers
@@ -218,6 +260,9 @@ class SetRun:
             "cache": facts.cache,
             "cache_id": facts.cache_id,
             "layer": facts.layer,
+            "kind": "from_scratch" if member.warm_start is None else "warm_start",
+            "warm_start": None if member.warm_start is None else
+            {"folder": member.warm_start, **member.recipe["warm_start"]},
             "recipe": member.recipe,
             "resolved": {"lr": trainer.lr, "num_steps": facts.num_steps, "num_tokens": facts.length.num_tokens,
                          "window_blocks": facts.window_blocks, "median_norm": facts.median_norm,
@@ -230,6 +275,7 @@ class SetRun:
             "dead_train_window_tokens": window,
             "device": str(self.device),
             "threads": facts.threads,
+            "deterministic": facts.deterministic,
             "versions": versions(),
             "files": {file: file_digest(folder / file) for file in (CONFIG, SAE_WEIGHTS)},
         })

@@ -7,23 +7,28 @@ set.json fixes the units, the number of steps and the window size, so that units
 memory, do not change a run that is resumed.
 """
 
-import fcntl
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from shared import storage
 from shared.digests import canonical_json, hex_digest
-from shared.errors import IdentityError, RecipeError, TryAgainError
+from shared.errors import IdentityError, RecipeError, StorageError
+from shared.format.layout import BLOCK_ROWS
 from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed, write_sealed
+from train import checkpoint
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength, SAEConfig
 from train.config import SAEPlan, TrainConfig
+from train.memory import in_turns, memory_budget, memory_need, set_need, shared_need
 from train.optimizer import default_lr
 from train.order import default_window_blocks
 from train.policy import median_norm, training_mask
@@ -31,6 +36,7 @@ from train.policy import median_norm, training_mask
 RUN = "run.json"
 SET = "set.json"
 CHECKPOINTS = "checkpoints"
+_log = logging.getLogger(__name__)
 
 
 class SetMember(BaseModel):
@@ -43,6 +49,7 @@ class SetMember(BaseModel):
     config: dict[str, Any]
     recipe: dict[str, Any]
     lr: float
+    warm_start: str | None = None
 
     def sae_config(self) -> SAEConfig:
         """Its configuration, validated by its architecture's model."""
@@ -70,6 +77,10 @@ class TrainingSet(BaseModel):
     """The [train] table."""
     device: str
     threads: int
+    deterministic: bool = False
+    """Whether it was begun with --deterministic."""
+    run_id: str = ""
+    """Names this run of the set in watchers that keep runs apart; drawn when it began."""
     saes: list[SetMember]
 
     @property
@@ -123,29 +134,22 @@ def _check_identity(path: Path, found: dict[str, Any], cache: Cache, recipe: dic
                             "in place of it.")
 
 
-def find_set(folder: Path, cache: Cache, left: Sequence[SAEPlan]) -> TrainingSet | None:
-    """The set in progress whose unfinished members are exactly ``left``.
+@dataclass(frozen=True)
+class Extent:
+    """What a group of SAEs is trained on and for how long."""
 
-    Raises:
-        IdentityError: it was begun on another cache. CorruptError: its set.json is damaged.
-    """
-    wanted = {sae.name: sae.recipe for sae in left}
-    for path in sorted(folder.glob(f"{CHECKPOINTS}/*/{SET}")):
-        found = TrainingSet.model_validate(read_sealed(path))
-        names = {member.name for member in found.saes if not (folder / member.name / RUN).exists()}
-        if names != set(wanted):
-            continue
-        for member in found.saes:
-            if member.name in wanted:
-                _check_identity(path, {"cache_id": found.cache_id, "recipe": member.recipe}, cache,
-                                wanted[member.name])
-        return found
-    return None
+    units: list[int]
+    median_norm: float
+    num_rows: int
+    """Rows that the policy keeps."""
+    num_blocks: int
+    """Blocks of 128 rows that hold them: what is read in a pass."""
+    num_steps: int
+    window_blocks: int
 
 
-def begin_set(folder: Path, cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEPlan],
-              device: str, threads: int) -> TrainingSet:
-    """Fix what a new set is trained on and for how long, and write its set.json.
+def measure_extent(cache: Cache, layer: int, train: TrainConfig) -> Extent:
+    """Count the rows that the policy keeps among the units that are committed now, and the steps over them.
 
     Raises:
         DataError: there are no rows to train on. RecipeError: fewer than a batch.
@@ -160,15 +164,97 @@ def begin_set(folder: Path, cache: Cache, layer: int, train: TrainConfig, saes: 
     if num_steps < 1:
         raise RecipeError(f"[train]: {num_tokens:,} tokens are fewer than one batch of {train.batch_size:,}. Take a "
                           "smaller train.batch_size, more train.epochs, or harvest more.")
+    num_blocks = len(np.unique(np.flatnonzero(mask) // BLOCK_ROWS))
+    return Extent(units, median, num_rows, num_blocks, num_steps, window_blocks)
+
+
+def check_sources(saes: Sequence[SAEPlan], d_in: int) -> None:
+    """Compare the sizes of SAEs with those of the SAEs that they start from.
+
+    Raises:
+        RecipeError: they differ.
+    """
+    for sae in saes:
+        source = sae.recipe.get("warm_start")
+        here = (d_in, sae.config.width(d_in))
+        if source is not None and (source["d_in"], source["d_sae"]) != here:
+            raise RecipeError(f"[[sae]].warm_start: {sae.warm_start!r} has {source['d_sae']:,} latents on inputs of "
+                              f"width {source['d_in']:,}, this SAE {here[1]:,} on {here[0]:,}. Leave out expansion and "
+                              "d_sae to take the source's width, or start from an SAE of the same model.")
+
+
+def sets_in_progress(folder: Path) -> list[TrainingSet]:
+    """The sets of a layer's folder that were begun and not removed yet, those of fewest SAEs first.
+
+    Raises:
+        CorruptError: a set.json is damaged.
+    """
+    found = []
+    for path in sorted(folder.glob(f"{CHECKPOINTS}/*/{SET}")):
+        try:
+            found.append(TrainingSet.model_validate(read_sealed(path)))
+        except StorageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise  # else another process has finished it meanwhile
+    return sorted(found, key=lambda one: len(one.saes))
+
+
+def open_sets(folder: Path, cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEPlan],
+              device: str) -> list[TrainingSet]:
+    """Sets that hold each of these unfinished SAEs once, in the order in which they take their turns.
+
+    Sets in progress go on. One that holds SAEs of other processes as well, or more than fit in memory, is divided:
+    each part goes on from the same checkpoint. What was not begun yet begins in sets that fit in memory.
+
+    Raises:
+        IdentityError: what is in progress was begun on another cache. CorruptError: a set.json is damaged.
+        DataError, RecipeError: as `measure_extent`.
+    """
+    waiting = {sae.name: sae for sae in saes}
+    opened = []
+    for found in sets_in_progress(folder):
+        left = [member for member in found.saes if not (folder / member.name / RUN).exists()]
+        mine = [member for member in left if member.name in waiting]
+        for member in mine:
+            _check_identity(folder / CHECKPOINTS / found.set_name / SET,
+                            {"cache_id": found.cache_id, "recipe": member.recipe}, cache, waiting[member.name].recipe)
+        again = [waiting.pop(member.name) for member in mine]
+        for turn in turns(again, cache.d_model, train, found.window_blocks, device):
+            opened.append(found if len(turn) == len(left) else _divide(folder, found, {sae.name for sae in turn}))
+    if waiting:
+        extent = measure_extent(cache, layer, train)
+        for turn in turns(list(waiting.values()), cache.d_model, train, extent.window_blocks, device):
+            opened.append(_begin(folder, cache, layer, train, extent, turn, device))
+    return opened
+
+
+def turns(saes: Sequence[SAEPlan], d_in: int, train: TrainConfig, window_blocks: int,
+          device: str) -> list[list[SAEPlan]]:
+    """The SAEs that are trained together, turn by turn: as many as fit in memory."""
+    needs = [memory_need(sae, d_in, train.batch_size, device) for sae in saes]
+    shared, budget = shared_need(train, d_in, window_blocks, device), memory_budget(train, device)
+    for sae, need in zip(saes, needs, strict=True):
+        if set_need([need], shared) > budget:
+            _log.warning("%s takes about %.1f GiB to train, and %.1f GiB are planned with. It is tried all the same: "
+                         "a smaller width or batch takes less.", sae.name, set_need([need], shared) / 2**30,
+                         budget / 2**30)
+    return [[saes[place] for place in turn] for turn in in_turns(needs, shared, budget)]
+
+
+def _begin(folder: Path, cache: Cache, layer: int, train: TrainConfig, extent: Extent, saes: Sequence[SAEPlan],
+           device: str) -> TrainingSet:
+    """Write the set.json of a new set."""
     members = []
     for sae in saes:
         d_sae = sae.config.width(cache.d_model)
-        lr = sae.config.lr or train.lr or default_lr(d_sae, num_steps * train.batch_size)
+        lr = sae.config.lr or train.lr or default_lr(d_sae, extent.num_steps * train.batch_size)
         members.append(SetMember(name=sae.name, architecture=sae.architecture, recipe=sae.recipe, lr=lr,
-                                 config=sae.config.model_dump(mode="json")))
-    begun = TrainingSet(cache=cache.name, cache_id=cache.cache_id, layer=layer, units=units, median_norm=median,
-                        num_rows=num_rows, num_steps=num_steps, window_blocks=window_blocks, device=device,
-                        train=train.model_dump(mode="json"), threads=threads, saes=members)
+                                 config=sae.config.model_dump(mode="json"), warm_start=sae.warm_start))
+    begun = TrainingSet(cache=cache.name, cache_id=cache.cache_id, layer=layer, units=extent.units,
+                        median_norm=extent.median_norm, num_rows=extent.num_rows, num_steps=extent.num_steps,
+                        window_blocks=extent.window_blocks, device=device, train=train.model_dump(mode="json"),
+                        threads=torch.get_num_threads(), run_id=uuid4().hex[:8], saes=members,
+                        deterministic=torch.are_deterministic_algorithms_enabled())
     target = folder / CHECKPOINTS / begun.set_name
     storage.remove_tree(target)  # what a killed clean-up left must not be resumed from
     storage.make_folder(target)
@@ -176,39 +262,34 @@ def begin_set(folder: Path, cache: Cache, layer: int, train: TrainConfig, saes: 
     return begun
 
 
+def _divide(folder: Path, found: TrainingSet, names: set[str]) -> TrainingSet:
+    """A set of some of another's SAEs, at the step where the other is; set.json comes last and makes it count."""
+    part = found.model_copy(update={"saes": [member for member in found.saes if member.name in names]})
+    target = folder / CHECKPOINTS / part.set_name
+    storage.remove_tree(target)
+    storage.make_folder(target)
+    resumed = checkpoint.load_newest(folder / CHECKPOINTS / found.set_name)
+    if resumed is not None:
+        checkpoint.save(target, resumed.step,
+                        {name: tensor for name, tensor in resumed.tensors.items() if name.split("/")[0] in names},
+                        {name: size for name, size in resumed.metrics_bytes.items() if name in names})
+    write_sealed(target / SET, part.model_dump(mode="json"))
+    return part
+
+
 def remove_finished_sets(folder: Path) -> None:
     """Remove the checkpoints of sets whose SAEs are all written: a kill can leave them behind."""
-    for path in folder.glob(f"{CHECKPOINTS}/*/{SET}"):
-        found = TrainingSet.model_validate(read_sealed(path))
+    for found in sets_in_progress(folder):
         if all((folder / member.name / RUN).exists() for member in found.saes):
-            storage.remove_tree(path.parent)
+            storage.remove_tree(folder / CHECKPOINTS / found.set_name)
 
 
 def start_over(folder: Path, saes: Sequence[SAEPlan]) -> None:
     """Remove what is there of some SAEs, finished or in progress, with the sets that any of them is in."""
     names = {sae.name for sae in saes}
-    for path in folder.glob(f"{CHECKPOINTS}/*/{SET}"):
-        if names & {member["name"] for member in read_sealed(path)["saes"]}:
-            storage.remove_tree(path.parent)
+    for found in sets_in_progress(folder):
+        if names & {member.name for member in found.saes}:
+            storage.remove_tree(folder / CHECKPOINTS / found.set_name)
     for name in names:
         storage.remove(folder / name / RUN)  # first: without it nothing here counts as finished
         storage.remove_tree(folder / name)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a layer's folder, so that two processes never train the same SAE.
-
-    Raises:
-        TryAgainError: another process holds it.
-    """
-    storage.make_folder(folder)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TryAgainError(f"Another process trains SAEs of this layer in {folder}. Wait, or stop it.") from None
-        yield
-    finally:
-        os.close(descriptor)

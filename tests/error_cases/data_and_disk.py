@@ -30,8 +30,8 @@ from tests.train import tiny_run
 from tests.train.fake_cache import FakeCache, planted
 from train.evaluate import evaluate_saes
 from train.export import load_sae
+from train.locks import locked
 from train.policy import TokenPolicy, training_mask
-from train.training_set import locked
 
 
 @case(65, "empty", then="Expected rows with messages")
@@ -173,7 +173,7 @@ def a_disk_that_is_too_small(w):
 
 @case(75, "checkpoints", then="Wait, or stop it")
 def two_trainings_of_one_layer(w):
-    with locked(w.tmp / "checkpoints"), locked(w.tmp / "checkpoints"):
+    with locked(w.tmp / "checkpoints", ["a", "b"]), locked(w.tmp / "checkpoints", ["b", "c"]):
         pass
 
 

@@ -1,12 +1,18 @@
 """Exit code 2 of a training: a recipe, an option or a name that cannot be used."""
 
 import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
-from tests.error_cases.case import ONE_SAE, case, saes
+from tests.error_cases.case import ONE_SAE, case, damage, saes
 from tests.train import tiny_run
 from train.batches import Batches
 from train.choose_cache import choose_cache
-from train.commands.run import _expansions
+from train.commands.run import _expansions, _layers
+from train.groups import plan_groups, train_configs
+from train.watchers import Watchers
+from train.watchers.base import WatchedRun
 
 
 @case(2, "No cache 'nosuch'", then="no cache under caches/")
@@ -65,3 +71,72 @@ def batches_in_an_order_that_is_not_there(w):
 @case(2, "diverged", "step 7", then="--set sae.lr=")
 def a_run_that_diverges(w):
     tiny_run.train(w.tmp, {"train": {**tiny_run.RECIPE["train"], "lr": 1e30}, "sae": tiny_run.RECIPE["sae"][3:]})
+
+
+@case(2, "layers 0 and 2", "one, two", then="--cache one")
+def several_caches_with_all_of_the_layers(w):
+    for name in "one", "two":
+        shutil.copytree(w.cache, w.tmp / "caches" / name)
+    choose_cache(None, 0, 2)
+
+
+@case(2, "'nine'", then="must be numbers from 0")
+def layers_to_train_on_that_are_no_numbers(w):
+    _layers("nine")
+
+
+@case(2, "[[sae]].k", then="Give it a value")
+def an_empty_axis_of_a_grid(w):
+    saes({"sae": [{"architecture": "topk", "k": []}]})
+
+
+@case(2, "(architecture = jumprelu, k = 4)", then="unknown key 'k'")
+def a_grid_over_architectures_that_do_not_share_a_key(w):
+    saes({"sae": [{"architecture": ["topk", "jumprelu"], "k": [4, 8]}]})
+
+
+@case(2, "layer 9", "drop class first", then="Leave one of them out")
+def the_same_layer_and_policy_twice(w):
+    recipe = {"train": {"layer": [9, 9]}}
+    plan_groups(recipe, train_configs(recipe), None, 24)
+
+
+@case(2, "'runs/nothing'", then="Expected a folder such as")
+def a_warm_start_from_nothing(w):
+    saes({"sae": [{"architecture": "topk", "warm_start": "runs/nothing"}]})
+
+
+def _source(w):
+    """A finished SAE of 40 latents, on inputs of width 24."""
+    _, [folder] = tiny_run.train(w.tmp / "runs", {"train": tiny_run.RECIPE["train"] | {"num_tokens": 128},
+                                                  "sae": [{"architecture": "topk", "d_sae": 40, "k": 3}]})
+    return str(folder)
+
+
+@case(2, "40 latents", "width 24", then="Leave out expansion and d_sae")
+def a_warm_start_from_another_width(w):
+    tiny_run.train(w.tmp / "runs", {"train": tiny_run.RECIPE["train"], "sae": [
+        {"architecture": "topk", "d_sae": 41, "warm_start": _source(w)}]})
+
+
+@case(77, "sae_weights.safetensors", then="--fresh")
+def a_warm_start_from_an_sae_that_was_changed_meanwhile(w):
+    folder = _source(w)
+    recipe = {"train": tiny_run.RECIPE["train"], "sae": [{"architecture": "topk", "k": 3, "warm_start": folder}]}
+    damage(Path(folder) / "sae_weights.safetensors")
+    tiny_run.train(w.tmp / "runs", recipe)
+
+
+@case(2, "'tensorboard'", then='pip install -e ".[tensorboard]"')
+def a_watcher_that_is_not_installed(w):
+    w.patch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if it were not there, where it is
+    Watchers(["tensorboard"], WatchedRun("sae", "demo/layer9", w.tmp, "1", 0, {}))
+
+
+@case(2, "'wandb'", "No API key configured.", then="WANDB_MODE=offline")
+def a_watcher_that_wants_an_account(w):
+    def init(**settings):
+        raise RuntimeError("No API key configured.")
+
+    w.patch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    Watchers(["wandb"], WatchedRun("sae", "demo/layer9", w.tmp, "1", 0, {}))

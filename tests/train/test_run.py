@@ -18,8 +18,12 @@ from shared.sealed_json import read_sealed, write_sealed
 from tests.train import tiny_run
 from train.batches import Batches
 from train.export import load_sae
+from train.locks import locked
 from train.policy import TokenPolicy, only_types, training_mask
-from train.training_set import CHECKPOINTS, locked
+from train.training_set import CHECKPOINTS
+
+TIMES = {"tokens_per_second", "stall_share"}
+"""What a resumed run's metrics.jsonl may differ in."""
 
 PROGRAM = [sys.executable, str(Path(tiny_run.__file__))]
 
@@ -30,9 +34,8 @@ def weights(folders):
 
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    times = {"tokens_per_second", "stall_share"}
     assert all(0 <= line["stall_share"] <= 1 for line in lines)
-    return [{key: value for key, value in line.items() if key not in times} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def checkpoint_since(folder, begun):
@@ -62,7 +65,7 @@ def test_a_run_leaves_what_the_design_says(reference):
         assert run["units"] == [0, 1, 2, 3]
         assert run["resolved"]["num_steps"] == 120
         assert [line["step"] for line in metrics(folder)] == [*range(7, 120, 7), 120]
-    assert [path.name for path in (reference[0].parent / CHECKPOINTS).iterdir()] == ["lock"]
+    assert [path.name for path in (reference[0].parent / CHECKPOINTS).iterdir()] == []
 
 
 def test_a_finished_sae_is_not_trained_again(reference, tmp_path):
@@ -167,9 +170,13 @@ def test_the_threshold_is_set_on_the_rows_that_the_recipe_names(tmp_path):
     assert l0 == pytest.approx(run["l0_train"], rel=0.02)  # folding scale and centre moves a few rows over
 
 
-def test_two_processes_never_train_in_the_same_folder(tmp_path):
-    with locked(tmp_path), pytest.raises(TryAgainError, match="Another process"), locked(tmp_path):
-        pass
+def test_two_processes_never_train_the_same_sae(tmp_path):
+    with locked(tmp_path, ["a", "b"]):
+        with pytest.raises(TryAgainError, match="Another process trains b"), locked(tmp_path, ["b", "c"]):
+            pass
+        with locked(tmp_path, ["c"]):  # others are free, and what was taken in vain is given back
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_member_that_was_finished_meanwhile_is_not_trained_again_with_its_set(reference, tmp_path, monkeypatch):
@@ -191,7 +198,7 @@ def test_a_member_that_was_finished_meanwhile_is_not_trained_again_with_its_set(
     assert trained == [(folders[1].name, step) for step in range(50, 120)]  # the other, from the set's checkpoint
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished.iterdir()} == before
     assert weights(folders).items() <= weights(reference).items()
-    assert [path.name for path in (tmp_path / "fake" / "layer3" / CHECKPOINTS).iterdir()] == ["lock"]
+    assert [path.name for path in (tmp_path / "fake" / "layer3" / CHECKPOINTS).iterdir()] == []
 
 
 def stop_at(step, count):

@@ -11,6 +11,7 @@ scale and centre in, and the SAE on disk takes raw activations and has the usual
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -114,6 +115,16 @@ class SAE(nn.Module, ABC):
         self.W_dec = nn.Parameter(decoder)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("tokens_since_fired", torch.zeros(self.d_sae, dtype=torch.int64))
+        self.given: frozenset[str] = frozenset()
+        """Parameters that came from another SAE (`start_from`): the first batch does not set them."""
+
+    @torch.no_grad()
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Take these weights, by the parameters' names, in place of those drawn; others stay as they are."""
+        for name, parameter in self.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+        self.given = frozenset(weights)
 
     def pre_acts(self, x: Tensor) -> Tensor:
         """Encoder output before the activation function: ``[batch, d_in] -> [batch, d_sae]``."""

@@ -104,7 +104,7 @@ class JumpReLUSAE(SAE):
 
     def loss(self, x: Tensor, step: int) -> Loss:
         pre_acts = self.pre_acts(x).float()
-        if step == 0 and self.config.threshold_init is None:
+        if step == 0 and self.config.threshold_init is None and "threshold" not in self.given:
             self._start_thresholds(pre_acts)
         latents: Tensor = _Jump.apply(  # type: ignore[no-untyped-call]
             pre_acts, self.threshold, self.config.bandwidth)

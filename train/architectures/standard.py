@@ -60,7 +60,7 @@ class StandardSAE(SAE):
             self.b_enc.sub_(torch.topk(self.pre_acts(x).float(), number, dim=0, sorted=True).values[-1])
 
     def loss(self, x: Tensor, step: int) -> Loss:
-        if step == 0:
+        if step == 0 and "b_enc" not in self.given:
             self._start_biases(x)
         pre_acts = self.pre_acts(x)
         flat = active_pairs(pre_acts)

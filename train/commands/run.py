@@ -1,6 +1,7 @@
-"""``python -m train run``: train a set of SAEs on one layer of a cache, then evaluate them."""
+"""``python -m train run``: train the SAEs that a recipe asks for, then evaluate them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -8,10 +9,14 @@ import torch
 
 from shared.errors import RecipeError
 from shared.format.layout import PLAN
+from shared.reading.cache import Cache
 from shared.recipe import find_recipe, read_recipe
 from train.choose_cache import CACHES, choose_cache
-from train.config import plan_saes, read_train_config, sae_tables
+from train.determinism import be_deterministic
+from train.dry_run import print_plan
 from train.evaluate import EVAL, evaluate_saes, not_evaluated
+from train.groups import Group, plan_groups, share_of, train_configs
+from train.processes import Process, this_process
 from train.run import train_saes
 from train.summary import print_summary, summary_console
 from train.training_set import layer_folder, start_over
@@ -20,7 +25,9 @@ _EPILOG = """\b
 Example:
   python -m train run --layer 9 --expansion "8 16" --set sae.k=32
   python -m train run --recipe demo --cache caches/demo --layer 9
+  python -m train run --layer "9 15" --set "sae.k=[16, 32, 64]" --set "sae.seed=[0, 1]" --dry-run
 The same command again goes on where it stopped. Results are under runs/<cache>/layer<L>/.
+On several GPUs the SAEs are shared out, one process a GPU: torchrun --nproc-per-node 8 -m train run ...
 """
 
 
@@ -28,43 +35,70 @@ The same command again goes on where it stopped. Results are under runs/<cache>/
 @click.option("--recipe", "recipe_name", metavar="NAME", help="A recipe of pipelines/recipes/, or a .toml file.")
 @click.option("--cache", "cache_name", metavar="NAME|PATH",
               help="Default: the recipe's, or the one under caches/ that holds the layer.")
-@click.option("--layer", type=click.IntRange(min=0), help="The layer to train on, 0-based.")
+@click.option("--layer", "layers", metavar='"9 15"', help="The layer to train on, or several, 0-based.")
 @click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a value of the recipe.")
 @click.option("--expansion", metavar='"8 16"', help="Widths as multiples of d_model, one SAE each.")
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
               help="Folder for results.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's.")
+@click.option("--deterministic", is_flag=True, help="On CUDA, only kernels that always give the same bits.")
+@click.option("--dry-run", is_flag=True, help="Show the SAEs, their steps, memory and bytes to read; train nothing.")
 @click.option("--fresh", is_flag=True, help="Start over: remove what these SAEs have left. Asks first.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def run(recipe_name: str | None, cache_name: str | None, layer: int | None, overrides: tuple[str, ...],
-        expansion: str | None, runs: Path, device: str, threads: int | None, fresh: bool, yes: bool) -> None:
-    """Train SAEs on one layer of a cache and evaluate them on its held-out conversations.
+def run(recipe_name: str | None, cache_name: str | None, layers: str | None, overrides: tuple[str, ...],
+        expansion: str | None, runs: Path, device: str, threads: int | None, deterministic: bool, dry_run: bool,
+        fresh: bool, yes: bool) -> None:
+    """Train SAEs on layers of a cache and evaluate them on its held-out conversations.
 
-    Without a recipe: BatchTopK at 8x and 16x the model's width, k = 32.
+    Without a recipe: BatchTopK at 8x and 16x the model's width, k = 32. A list in a [[sae]] table, or of layers or
+    policies in [train], stands for each of its values: a grid.
     """
+    process = this_process()
     recipe = read_recipe(find_recipe(recipe_name) if recipe_name else None, overrides)
-    train = read_train_config(recipe)
-    tables = sae_tables(recipe, _expansions(expansion))
-    layer = layer if layer is not None else train.layer
-    if layer is None:
-        raise RecipeError("Which layer? Give --layer L (make train: LAYER=L), or layer in the recipe's [train] table.")
-    plan_saes(tables, train, layer, 4096)  # every mistake in the recipe is found before a cache is opened
+    configs = train_configs(recipe, _layers(layers))
+    widths = _expansions(expansion)
+    plan_groups(recipe, configs, widths, 4096)  # every mistake in the recipe is found before a cache is opened
     if cache_name is None and recipe_name is not None and (CACHES / Path(recipe_name).stem / PLAN).exists():
         cache_name = Path(recipe_name).stem  # the cache that the same recipe harvests
-    cache = choose_cache(cache_name, layer)
-    saes = plan_saes(tables, train, layer, cache.d_model)
-    device = _device(device)
+    cache = choose_cache(cache_name, *dict.fromkeys(config.layer for config in configs if config.layer is not None))
+    groups = share_of(plan_groups(recipe, configs, widths, cache.d_model), process.rank, process.world_size)
+    if deterministic:
+        be_deterministic()
+    device = _device(device, process)
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = layer_folder(runs, cache, layer)
-    if fresh and any((folder / sae.name).exists() for sae in saes):
-        names = "\n  ".join(str(folder / sae.name) for sae in saes)
-        if not yes:
-            click.confirm(f"Remove and train again:\n  {names}\nGo on?", abort=True)
-        start_over(folder, saes)
-    folders = train_saes(cache, layer, train, saes, runs=runs, device=device,
-                         say=lambda line: click.echo(line, err=True))
+    if dry_run:
+        print_plan(cache, groups, device, summary_console())
+        return
+    if fresh:
+        _start_over(runs, cache, groups, yes)
+    everything = []
+    for group in groups:
+        folders = train_saes(cache, group.layer, group.train, group.saes, runs=runs, device=device,
+                             say=lambda line: click.echo(process.says(line), err=True),
+                             show_progress=process.local_rank == 0)
+        _evaluate(cache, group.layer, folders, device)
+        everything += folders
+    for path in everything:
+        click.echo(str(path))
+
+
+def _start_over(runs: Path, cache: Cache, groups: Sequence[Group], yes: bool) -> None:
+    """Remove what the SAEs have left, if the user agrees."""
+    there = [layer_folder(runs, cache, group.layer) / sae.name for group in groups for sae in group.saes
+             if (layer_folder(runs, cache, group.layer) / sae.name).exists()]
+    if not there:
+        return
+    if not yes:
+        names = "\n  ".join(map(str, there))
+        click.confirm(f"Remove and train again:\n  {names}\nGo on?", abort=True)
+    for group in groups:
+        start_over(layer_folder(runs, cache, group.layer), group.saes)
+
+
+def _evaluate(cache: Cache, layer: int, folders: Sequence[Path], device: str) -> None:
+    """Evaluate SAEs of a group that were not, and print the figures of all of them."""
     missing = not_evaluated(cache, layer, folders)
     if missing and not evaluate_saes(cache, layer, missing, device):
         click.echo(f"Warning: {cache.path} has no held-out rows of layer {layer}, so there is no eval.json. Harvest "
@@ -72,8 +106,13 @@ def run(recipe_name: str | None, cache_name: str | None, layer: int | None, over
     evaluations = [json.loads((path / EVAL).read_text(encoding="utf-8")) for path in folders if (path / EVAL).exists()]
     if evaluations:
         print_summary(evaluations, summary_console())
-    for path in folders:
-        click.echo(str(path))
+
+
+def _layers(text: str | None) -> list[int]:
+    words = (text or "").replace(",", " ").split()
+    if text is not None and not (words and all(word.isdecimal() for word in words)):
+        raise RecipeError(f"--layer must be numbers from 0 such as 9 or \"9 15\"; got {text!r}.")
+    return [int(word) for word in words]
 
 
 def _expansions(text: str | None) -> list[float] | None:
@@ -88,10 +127,13 @@ def _expansions(text: str | None) -> list[float] | None:
     return values
 
 
-def _device(name: str) -> str:
+def _device(name: str, process: Process) -> str:
+    """The device of a name; of several processes each takes the GPU of its own number."""
     count = torch.cuda.device_count()
     if name == "auto":
-        return "cuda" if count else "cpu"
+        name = "cuda" if count else "cpu"
+    if name == "cuda" and process.world_size > 1:
+        name = f"cuda:{process.local_rank}"
     known = ["cpu", "cuda", *(f"cuda:{number}" for number in range(count))]
     if name not in known or (name == "cuda" and not count):
         raise RecipeError(f"--device {name!r}: there are {count} CUDA devices here. Take auto, cpu"

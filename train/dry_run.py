@@ -1,0 +1,81 @@
+"""``--dry-run``: the SAEs that a recipe asks for, their steps, what they take in memory, and what is read for them."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from shared.format.layout import BLOCK_ROWS
+from shared.reading.cache import Cache
+from train.groups import Group
+from train.held_out import DEFAULT_TOKENS
+from train.memory import memory_budget, memory_need, set_need, shared_need
+from train.optimizer import default_lr
+from train.statistics import SAMPLE_BLOCKS
+from train.training_set import Extent, check_sources, measure_extent, turns
+
+
+def print_plan(cache: Cache, groups: Sequence[Group], device: str, console: Console) -> None:
+    """Print a table for each group. Reads which rows there are and their norms, and none of the activations.
+
+    Raises:
+        DataError, RecipeError: as the run itself, before it begins.
+    """
+    total = 0
+    for group in groups:
+        check_sources(group.saes, cache.d_model)
+        extent = measure_extent(cache, group.layer, group.train)
+        planned = turns(group.saes, cache.d_model, group.train, extent.window_blocks, device)
+        console.print(_table(cache, group, extent, planned, device))
+        total += _print_costs(cache, group, extent, planned, device, console)
+    num_saes = sum(len(group.saes) for group in groups)
+    console.print(f"{num_saes} SAEs, about {_gb(total)} read in all. Nothing was trained or written.", highlight=False,
+                  soft_wrap=True)
+
+
+def _table(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequence[object]], device: str) -> Table:
+    table = Table(title=f"layer {group.layer} of {cache.path}: {group.train.policy.describe()}", title_justify="left")
+    for heading in ("turn", "SAE", "lr", "memory", "in a step"):
+        table.add_column(heading, justify="left" if heading == "SAE" else "right", no_wrap=True)
+    for number, turn in enumerate(planned):
+        if number:
+            table.add_section()
+        for sae in (sae for sae in group.saes if sae in turn):
+            need = memory_need(sae, cache.d_model, group.train.batch_size, device)
+            lr = sae.config.lr or group.train.lr or default_lr(sae.config.width(cache.d_model),
+                                                               extent.num_steps * group.train.batch_size)
+            warm = "" if sae.warm_start is None else f"  from {sae.recipe['warm_start']['sae']}"
+            table.add_row(str(number + 1), sae.name + warm, f"{lr:.2g}", _gb(need.kept), _gb(need.step))
+    return table
+
+
+def _print_costs(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequence[object]], device: str,
+                 console: Console) -> int:
+    """Print steps, memory and bytes of a group; give the bytes."""
+    train = group.train
+    tokens = extent.num_steps * train.batch_size
+    passes = tokens / extent.num_rows
+    shared = shared_need(train, cache.d_model, extent.window_blocks, device)
+    most = max(set_need([memory_need(sae, cache.d_model, train.batch_size, device) for sae in group.saes
+                         if sae in turn], shared) for turn in planned)
+    block = 2 * BLOCK_ROWS * cache.d_model + 4
+    training = int(len(planned) * passes * extent.num_blocks * block)
+    held_out = len(cache.rows(layer=group.layer, split="held_out"))
+    # Mean and scale, or their like, are two passes over a sample; held-out rows are sampled once, evaluated once.
+    beside = (len(planned) * (2 * min(SAMPLE_BLOCKS, extent.num_blocks) + min(train.held_out_rows, held_out))
+              + held_out // BLOCK_ROWS) * block
+    every = train.held_out_steps or max(1, DEFAULT_TOKENS // train.batch_size)
+    for line in (
+        f"{extent.num_steps:,} steps of {train.batch_size:,} rows = {tokens:,} tokens, {passes:.2f} passes over "
+        f"{extent.num_rows:,} rows",
+        f"memory: {_gb(most)} of {_gb(memory_budget(train, device))} on {device}, with {_gb(shared)} for all; "
+        + ("all SAEs at once" if len(planned) == 1 else f"{len(planned)} turns"),
+        f"reads: about {_gb(training)} to train, {_gb(beside)} for statistics and evaluation",
+        f"held-out figures every {every:,} steps" if train.held_out_rows and held_out else "no held-out figures",
+    ):
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
+    return training + beside
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

@@ -1,0 +1,75 @@
+"""Warm start: begin with the weights of a finished SAE, from a base model to its chat model, from layer to layer.
+
+The source's weights take raw activations (`train.export.folding`). Unfolded with the new run's centre c and scale s,
+
+    b_dec = (b_dec'' - c) s,    b_enc = b_enc'' s - b_dec W_enc,    threshold = threshold'' s
+
+they do to the new run's input x' = (x - c) s what they did to x: before the first step the new SAE has the source's
+latents and reconstructions, s times as large. What the source lacks (a threshold, from TopK to JumpReLU) starts as it
+always does. The digest of the source is in the new SAE's recipe, and so in its name: another source is another SAE.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.digests import file_digest
+from shared.errors import CorruptError, RecipeError
+from shared.sealed_json import read_sealed
+from train.architectures import SAE
+from train.export import SAE_WEIGHTS, ExportedSAE, load_sae
+from train.export.saelens import CONFIG
+from train.statistics import InputStatistics
+
+_RUN = "run.json"
+
+
+def read_source(folder: str, where: str) -> dict[str, Any]:
+    """What a recipe keeps of the source in ``folder``: its name, architecture, sizes, cache, layer, weights' digest.
+
+    Raises:
+        RecipeError: there is no finished SAE. CorruptError: its run.json is damaged.
+    """
+    path = Path(folder)
+    if not (path / _RUN).is_file():
+        raise RecipeError(f"{where}.warm_start: {folder!r} holds no finished SAE (there is no {_RUN}). Expected a "
+                          "folder such as runs/<cache>/layer<L>/<sae name>.")
+    run = read_sealed(path / _RUN)
+    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    return {"sae": run["name"], "architecture": run["architecture"], "d_in": config["d_in"], "d_sae": config["d_sae"],
+            "cache_id": run["cache_id"], "layer": run["layer"], "weights": run["files"][SAE_WEIGHTS]}
+
+
+def start_from(sae: SAE, folder: str, weights: str, statistics: InputStatistics) -> None:
+    """Give ``sae``, on the CPU, the source's weights, those of its parameters that the source has.
+
+    Args:
+        weights: the digest that the source's weights had when the run was planned.
+        statistics: scale and centre of the run that begins.
+
+    Raises:
+        CorruptError: the weights are others by now.
+    """
+    if file_digest(Path(folder) / SAE_WEIGHTS) != weights:
+        raise CorruptError(f"{Path(folder) / SAE_WEIGHTS} is not what it was when this training was begun. Bring it "
+                           "back, or start over with --fresh.")
+    sae.start_from(unfold(load_sae(folder), statistics))
+
+
+@torch.no_grad()
+def unfold(source: ExportedSAE, statistics: InputStatistics) -> dict[str, Tensor]:
+    """The parameters with which an SAE does to scaled input what ``source`` does to raw; biases in float64 between."""
+    scale, W_enc = statistics.scale, source.W_enc
+    b_dec = (source.b_dec.double() - statistics.centre.cpu().double()) * scale
+    unfolded = {
+        "W_enc": W_enc,
+        "b_enc": (source.b_enc.double() * scale - b_dec @ W_enc.double()).float(),
+        "W_dec": source.W_dec,
+        "b_dec": b_dec.float(),
+    }
+    if source.threshold is not None:
+        unfolded["threshold"] = (source.threshold.double() * scale).float()
+    return unfolded
