@@ -109,6 +109,17 @@ def fsync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
+def fsync_file(path: Path) -> None:
+    """Make the bytes of a file durable that was not written through `NewFile`."""
+    with translate_errors(path):
+        _announce("fsync", path)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 class NewFile:
     """A file under construction, preallocated so that a full disk is met before the work is done.
 

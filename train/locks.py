@@ -3,11 +3,12 @@
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from shared import storage
 from shared.errors import TryAgainError
+from shared.storage import translate_errors
 
 
 @contextmanager
@@ -20,21 +21,28 @@ def locked(folder: Path, names: Sequence[str]) -> Iterator[None]:
         TryAgainError: another process holds one of them.
     """
     storage.make_folder(folder)
-    held: list[tuple[int, Path]] = []
-    try:
+    with ExitStack() as held:
         for name in sorted(names):
-            path = folder / f"{name}.lock"
-            held.append((_lock(path, name), path))
+            held.enter_context(_lock(folder / f"{name}.lock", name))
+        yield
+
+
+@contextmanager
+def _lock(path: Path, name: str) -> Iterator[None]:
+    descriptor = _acquire(path, name)
+    try:
         yield
     finally:
-        for descriptor, path in held:
-            storage.remove(path)  # while it is held: who waits for it finds that it is no longer the one by this name
+        try:
+            storage.remove(path)  # while it is held: whoever has opened it finds that it is no longer of this name
+        finally:
             os.close(descriptor)
 
 
-def _lock(path: Path, name: str) -> int:
+def _acquire(path: Path, name: str) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with translate_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

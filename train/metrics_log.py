@@ -34,7 +34,7 @@ class MetricsLog:
         """Bytes of the file, once they are safe on disk."""
         with translate_errors(self.path):
             self._file.flush()
-            os.fsync(self._file.fileno())
+            storage.fsync_file(self.path)
             return self._file.tell()
 
     def close(self) -> None:

@@ -1,7 +1,6 @@
 """safetensors files of the train stage: the one door to the package. Never pickle."""
 
 import errno
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shared import storage
 from shared.errors import CorruptError, StorageError, TryAgainError
-from shared.storage import translate_errors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -28,8 +27,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             raise TryAgainError(f"No space left for {path}. Free some space and run the same command again: it goes on "
                                 "from its last checkpoint.") from error
         raise StorageError(f"Cannot write {path}: {error}.") from error
-    with translate_errors(path), path.open("rb") as file:
-        os.fsync(file.fileno())
+    storage.fsync_file(path)
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from train.batches import Batches
 from train.choose_cache import choose_cache
 from train.commands.run import _expansions, _layers
 from train.groups import plan_groups, train_configs
-from train.watchers import Watchers
+from train.watchers import WATCHERS, Watchers
 from train.watchers.base import WatchedRun
 
 
@@ -129,7 +129,10 @@ def a_warm_start_from_an_sae_that_was_changed_meanwhile(w):
 
 @case(2, "'tensorboard'", then='pip install -e ".[tensorboard]"')
 def a_watcher_that_is_not_installed(w):
-    w.patch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if it were not there, where it is
+    def missing(run):
+        raise ModuleNotFoundError("No module named 'tensorboard'")
+
+    w.patch.setitem(WATCHERS, "tensorboard", missing)  # it may be installed here
     Watchers(["tensorboard"], WatchedRun("sae", "demo/layer9", w.tmp, "1", 0, {}))
 
 
