@@ -71,7 +71,8 @@ def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEP
         sets = open_sets(folder, cache, layer, train, left, device) if left else []
         for number, found in enumerate(sets):
             if len(sets) > 1:
-                say(f"Turn {number + 1} of {len(sets)}: {len(found.saes)} SAEs at once.")
+                count = sum(not (folder / member.name / RUN).exists() for member in found.saes)
+                say(f"Turn {number + 1} of {len(sets)}: {count} SAE{'s' if count > 1 else ''}.")
             _warn_of_differences(found, device)
             run = SetRun(cache, found, train, folder, torch.device(device), say, show_progress)
             run.train()

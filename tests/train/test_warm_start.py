@@ -1,0 +1,112 @@
+"""Warm start: another run begins with what a finished SAE does, in its own units, and says so."""
+
+import pytest
+import torch
+
+from shared.sealed_json import read_sealed
+from tests.train import tiny_run
+from tests.train.fake_cache import planted
+from tests.train.test_run import weights
+from train.architectures import ARCHITECTURES
+from train.architectures.base import RunLength
+from train.config import plan_saes, read_train_config, sae_tables
+from train.export import load_sae
+from train.statistics import InputStatistics
+from train.warm_start import start_from, unfold
+
+TRAIN = tiny_run.RECIPE["train"] | {"num_tokens": 64 * 40}
+
+
+def sparsity(name):
+    return {"k": 3} if "k" in ARCHITECTURES[name].Config.model_fields else {"l0": 3.0}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A finished SAE of every architecture, by name."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    recipe = {"train": TRAIN, "sae": [{"architecture": name, "d_sae": 40, **sparsity(name)} for name in ARCHITECTURES]}
+    _, folders = tiny_run.train(tmp_path_factory.mktemp("sources"), recipe)
+    torch.set_num_threads(before)
+    return dict(zip(ARCHITECTURES, folders, strict=True))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_it_begins_with_the_sources_latents_and_reconstructions_in_its_own_units(sources, name):
+    rows, _ = planted(256, d_in=24)
+    raw = torch.from_numpy(rows * 3 - 2)
+    new = InputStatistics(torch.linspace(-1, 1, 24), 0.37)
+    source = load_sae(sources[name])
+    sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=40, **sparsity(name)), 24, RunLength(10, 64))
+    digest = read_sealed(sources[name] / "run.json")["files"]["sae_weights.safetensors"]
+    start_from(sae, str(sources[name]), digest, new)
+    if name == "batchtopk":  # its threshold comes from batches, and this one has seen none
+        sae.threshold_calibrated.copy_(unfold(source, new)["threshold"][0])
+    latents = source.encode(raw)
+    assert (latents > 0).any()
+    # fp32 products of width 24 on either side, of rows that are 0.37 times as large on one
+    torch.testing.assert_close(sae.encode(new.apply(raw)), latents * 0.37, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sae(new.apply(raw)), new.apply(source(raw)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_first_batch_sets_nothing_that_the_source_has_set(sources, name):
+    sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=40, **sparsity(name)), 24, RunLength(10, 64))
+    given = unfold(load_sae(sources[name]), InputStatistics(torch.zeros(24), 1.0))
+    sae.start_from(given)
+    sae.loss(torch.randn(64, 24, generator=torch.Generator().manual_seed(0)), 0)
+    for parameter_name, parameter in sae.named_parameters():
+        assert torch.equal(parameter, given[parameter_name]), parameter_name
+
+
+def test_a_threshold_that_the_source_lacks_starts_as_it_always_does(sources):
+    sae = ARCHITECTURES["jumprelu"](ARCHITECTURES["jumprelu"].Config(d_sae=40, l0=3.0), 24, RunLength(10, 64))
+    sae.start_from(unfold(load_sae(sources["topk"]), InputStatistics(torch.zeros(24), 1.0)))
+    sae.loss(torch.randn(64, 24, generator=torch.Generator().manual_seed(0)), 0)
+    assert (sae.threshold > 0).any()
+
+
+def test_a_run_says_where_it_started_and_the_source_is_part_of_its_name(sources, tmp_path):
+    tables = [{"architecture": "topk", "k": 3, "warm_start": [str(sources["topk"]), str(sources["batchtopk"])]},
+              {"architecture": "topk", "k": 3, "d_sae": 40}]
+    _, folders = tiny_run.train(tmp_path, {"train": TRAIN, "sae": tables})
+    runs = [read_sealed(folder / "run.json") for folder in folders]
+    assert [run["kind"] for run in runs] == ["warm_start", "warm_start", "from_scratch"]
+    assert len({folder.name for folder in folders}) == 3
+    assert {folder.name.rsplit("-", 1)[0] for folder in folders} == {"topk-40-k3-s0"}  # the source's width
+    for run, name in zip(runs, ("topk", "batchtopk"), strict=False):
+        source = read_sealed(sources[name] / "run.json")
+        assert run["warm_start"] == run["recipe"]["warm_start"] | {"folder": str(sources[name])}
+        assert run["warm_start"]["sae"] == source["name"]
+        assert run["warm_start"]["weights"] == source["files"]["sae_weights.safetensors"]
+    assert runs[2]["warm_start"] is None
+    assert runs[0]["l0_train"] == pytest.approx(3, rel=0.2)
+
+
+def test_where_the_source_lies_is_no_part_of_the_recipe(sources, tmp_path):
+    moved = tmp_path / "elsewhere"
+    moved.symlink_to(sources["topk"])
+    plans = [plan_saes(sae_tables({"sae": [{"warm_start": str(path)}]}, None), read_train_config({}), 3, 24)
+             for path in (sources["topk"], moved)]
+    assert plans[0][0].name == plans[1][0].name
+
+
+def test_killed_and_gone_on_with_it_has_the_same_bits(sources, tmp_path, monkeypatch):
+    from train.trainer import Trainer
+
+    recipe = {"train": TRAIN, "sae": [{"architecture": "jumprelu", "l0": 3.0, "warm_start": str(sources["jumprelu"])}]}
+    _, expected = tiny_run.train(tmp_path / "a", recipe)
+    original = Trainer.step
+
+    def step(self, x, variance, count):
+        if count == 25:
+            raise KeyboardInterrupt
+        original(self, x, variance, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run.train(tmp_path / "b", recipe)
+    _, folders = tiny_run.train(tmp_path / "b", recipe)
+    assert weights(folders) == weights(expected)
