@@ -43,7 +43,7 @@ class Warm:
 
     def close(self) -> None:
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def start(self, *arguments: object, prelude: str = "", cwd: Path | None = None) -> int:
         """Start a command; returns its process id. ``prelude`` is Python that the child runs before it."""

@@ -15,6 +15,8 @@ from tests.crash.counts import Counts
 TARGETS = {
     ("system calls", "kills"): 300,
     ("random kills", "kills"): 200,
+    ("training", "random kills"): 25,
+    ("training", "kills at an operation of a save"): 32,
     ("power loss", "different states judged"): 400,
     ("damage", "bit flips"): 10_000,
     ("damage", "files cut short"): 2_000,
@@ -114,6 +116,12 @@ _PIECES = {
         "Processes that share one cache are killed, and paused for three times longer than the others are patient, "
         "and started again. Every unit has to be committed once, and less than a tenth may be computed twice. Then the "
         "disk is full, again and again: all have to stop with exit code 75 and lose nothing.",
+    ),
+    "training": (
+        "Kills of a training",
+        "`python -m train run` is killed by SIGKILL at random times, thirty times in one training, and at every "
+        "operation of three saves of a checkpoint; it has to end with the weights, the optimiser's state and the "
+        "figures of a training that was left alone, bit for bit.",
     ),
     "damage": (
         "Damage",

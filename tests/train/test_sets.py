@@ -117,7 +117,7 @@ def test_the_saes_of_a_set_share_every_read(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """Runs `python -m train ...` in processes of their own."""
-    warm = Warm("train", tmp_path_factory.mktemp("commands"))
+    warm = Warm("train", tmp_path_factory.mktemp("commands"), "torch._dynamo")  # which Adam imports
     yield warm
     warm.close()
 
