@@ -39,13 +39,13 @@ help: ## This list
 	@echo "  MODEL      alias (llama3.2-3b-instruct, ...), hub id org/name, or local folder"
 	@echo "  DATA       chats: file, folder or pattern (JSONL, Parquet, Arrow), alias or hub id; default: the model's"
 	@echo "  TOKENS     training tokens to harvest; a larger number later goes on from there"
-	@echo "  LAYER      decoder layer to train on, 0-based"
+	@echo "  LAYER      decoder layer to train on, 0-based; or several: LAYER=\"9 15\""
 	@echo "  CACHE      name under caches/, or a path (on scratch, say)"
 	@echo "  EXPANSION  widths as multiples of d_model, default \"8 16\""
 	@echo "  RECIPE     recipe of pipelines/recipes, or a .toml file"
 	@echo "  SET        overrides: SET=\"train.lr=1e-3 sae.k=64\""
 	@echo "  DEVICE     auto, cpu, cuda or cuda:N"
-	@echo "  WORKERS    harvest processes that share the work; default: one for every visible GPU"
+	@echo "  WORKERS    processes that share a harvest (default: one for every visible GPU) or the SAEs of a training (1)"
 	@echo "  PYTHON     interpreter for .venv, or an existing environment to use as it is"
 
 setup: $(READY) ## Make .venv with everything that demo and test need (done on demand)
@@ -65,9 +65,10 @@ harvest: $(READY) ## Conversations -> cache: make harvest MODEL=llama3.2-3b-inst
 	$(PY) -m harvest run $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--dataset "$(DATA)") \
 	    $(if $(TOKENS),--num-tokens $(TOKENS)) $(if $(WORKERS),--workers $(WORKERS)) $(common)
 
-train: $(READY) ## Cache -> SAEs of one layer: make train LAYER=12
+train: $(READY) ## Cache -> SAEs of a layer: make train LAYER=12, or of several: LAYER="9 15"
 	$(if $(LAYER)$(RECIPE),,$(error LAYER is not set. For example: make train LAYER=12))
-	$(PY) -m train run $(if $(LAYER),--layer $(LAYER)) $(if $(EXPANSION),--expansion "$(EXPANSION)") $(common)
+	$(PY) $(if $(filter-out 1,$(WORKERS)),-m torch.distributed.run --standalone --nproc-per-node $(WORKERS)) \
+	    -m train run $(if $(LAYER),--layer "$(LAYER)") $(if $(EXPANSION),--expansion "$(EXPANSION)") $(common)
 
 evaluate: $(READY) ## Repeat the held-out metrics of a layer's SAEs: make evaluate LAYER=12
 	$(if $(LAYER),,$(error LAYER is not set. For example: make evaluate LAYER=12))

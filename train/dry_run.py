@@ -11,6 +11,7 @@ from train.groups import Group
 from train.held_out import DEFAULT_TOKENS
 from train.memory import memory_budget, memory_need, set_need, shared_need
 from train.optimizer import default_lr
+from train.order import ORDERS
 from train.statistics import SAMPLE_BLOCKS
 from train.training_set import Extent, check_sources, measure_extent, turns
 
@@ -55,11 +56,13 @@ def _print_costs(cache: Cache, group: Group, extent: Extent, planned: Sequence[S
     train = group.train
     tokens = extent.num_steps * train.batch_size
     passes = tokens / extent.num_rows
-    shared = shared_need(train, cache.d_model, extent.window_blocks, device)
+    shared = shared_need(train, cache.d_model, extent.window_blocks)
     most = max(set_need([memory_need(sae, cache.d_model, train.batch_size, device) for sae in group.saes
                          if sae in turn], shared) for turn in planned)
     block = 2 * BLOCK_ROWS * cache.d_model + 4
-    training = int(len(planned) * passes * extent.num_blocks * block)
+    # Orders that do not go along the cache read most of it again for each window.
+    windows = 1 if ORDERS[train.shuffle].reads_once else -(-extent.num_rows // (extent.window_blocks * BLOCK_ROWS))
+    training = int(len(planned) * passes * windows * extent.num_blocks * block)
     held_out = len(cache.rows(layer=group.layer, split="held_out"))
     # Mean and scale, or their like, are two passes over a sample; held-out rows are sampled once, evaluated once.
     beside = (len(planned) * (2 * min(SAMPLE_BLOCKS, extent.num_blocks) + min(train.held_out_rows, held_out))

@@ -42,11 +42,10 @@ def memory_need(sae: SAEPlan, d_in: int, batch_size: int, device: str) -> Memory
                       4 * parameters + 4 * batch_size * (_BATCH_TENSORS * d_sae + 3 * d_in))
 
 
-def shared_need(train: TrainConfig, d_in: int, window_blocks: int, device: str) -> int:
-    """Bytes that a set takes once for all its SAEs: batches for calibration, and on a CPU two windows of rows."""
-    calibration = 4 * train.calibration_batches * train.batch_size * d_in
-    windows = 0 if device.startswith("cuda") else 2 * window_blocks * BLOCK_ROWS * d_in * 2
-    return calibration + windows
+def shared_need(train: TrainConfig, d_in: int, window_blocks: int) -> int:
+    """Bytes that a set takes once for all its SAEs: two windows of rows in bf16, batches for calibration in fp32."""
+    windows = 2 * window_blocks * BLOCK_ROWS * d_in * 2
+    return windows + 4 * train.calibration_batches * train.batch_size * d_in
 
 
 def set_need(needs: Sequence[MemoryNeed], shared: int) -> int:

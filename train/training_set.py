@@ -232,7 +232,7 @@ def turns(saes: Sequence[SAEPlan], d_in: int, train: TrainConfig, window_blocks:
           device: str) -> list[list[SAEPlan]]:
     """The SAEs that are trained together, turn by turn: as many as fit in memory."""
     needs = [memory_need(sae, d_in, train.batch_size, device) for sae in saes]
-    shared, budget = shared_need(train, d_in, window_blocks, device), memory_budget(train, device)
+    shared, budget = shared_need(train, d_in, window_blocks), memory_budget(train, device)
     for sae, need in zip(saes, needs, strict=True):
         if set_need([need], shared) > budget:
             _log.warning("%s takes about %.1f GiB to train, and %.1f GiB are planned with. It is tried all the same: "

@@ -1,6 +1,9 @@
 """Grids: which SAEs a recipe asks for, in which groups, and who of several processes trains which."""
 
 import itertools
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 from pydantic import Field
@@ -39,6 +42,14 @@ def test_every_combination_of_lists_is_an_sae_and_every_layer_and_policy_a_group
         assert all(sae.recipe["layer"] == group.layer for sae in group.saes)
     names = [(group.layer, sae.name) for group in found for sae in group.saes]
     assert len({*names}) == len(names) == 72
+
+
+def test_the_grid_of_the_readme_is_as_large_as_it_says():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    [text] = [block for block in re.findall(r"```toml\n(.*?)```", readme, re.DOTALL) if "[[sae]]" in block]
+    found = groups(tomllib.loads(text))
+    assert "2 layers x 2 policies x 24 SAEs" in text
+    assert [len(group.saes) for group in found] == [24] * 4
 
 
 def test_an_sae_of_a_grid_has_the_name_that_it_has_alone():
