@@ -20,6 +20,7 @@ from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
 from train.batches import Batches
 from train.config import TrainConfig
+from train.determinism import be_deterministic, order_statistics_allowed
 from train.order import ORDERS
 from train.trainer import Trainer
 
@@ -141,3 +142,26 @@ def test_no_step_waits_for_the_device_but_the_one_in_sixteen_that_lists_silent_l
         if on_cuda:
             torch.cuda.set_sync_debug_mode("default")
     assert trainer.figures(15)["mse_scaled"] > 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_with_deterministic_algorithms_every_architecture_gives_the_same_bits_again(name):
+    """What --deterministic turns on (`train.determinism`); an operation that has no such kernel raises."""
+    x = torch.randn(512, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+    def trained() -> dict[str, torch.Tensor]:
+        sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=128), 32, RunLength(40, 512))
+        one = Trainer(name, sae, 3e-3, TrainConfig(), torch.device(DEVICE))
+        for step in range(40):
+            one.step(x, x.var(), step)
+        with order_statistics_allowed():
+            one.sae.calibrate([x])
+        return {key: value.clone() for key, value in one.state().items()}
+
+    be_deterministic()
+    try:
+        first, again = trained(), trained()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for key, value in first.items():
+        assert torch.equal(value.nan_to_num(), again[key].nan_to_num()), key

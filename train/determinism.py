@@ -5,6 +5,8 @@ On a CPU they are the same anyway for a number of threads. On CUDA some kernels 
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -15,3 +17,14 @@ def be_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     # Filling new tensors with NaN finds reads of memory that was never written; it would cost time in every step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def order_statistics_allowed() -> Iterator[None]:
+    """Allow torch.kthvalue on CUDA, which is refused for the index that it gives: its value, which we take, is one."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)

@@ -19,6 +19,7 @@ from train import checkpoint
 from train.architectures import ARCHITECTURES
 from train.batches import Batches, StallShare
 from train.config import SAEPlan, TrainConfig
+from train.determinism import order_statistics_allowed
 from train.export.saelens import CONFIG, SAE_WEIGHTS, sae_metadata, write_sae
 from train.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample
 from train.locks import locked
@@ -233,7 +234,8 @@ class SetRun:
             folder = self.folder / trainer.name
             if (folder / RUN).exists():
                 continue
-            trainer.sae.calibrate(calibration)
+            with order_statistics_allowed():
+                trainer.sae.calibrate(calibration)
             self._write(trainer, calibration, folder)
 
     def _calibration_batches(self) -> Batches:

@@ -34,7 +34,7 @@ class Fake:
     def log(self, step, figures):
         if step == self.fails_at:
             raise OSError("the network is gone")
-        self.lines.append(dict(figures))
+        self.lines.append({"step": step, **figures})
 
     def close(self):
         self.closed = True

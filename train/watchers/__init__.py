@@ -42,7 +42,7 @@ class Watchers:
 
     def log(self, step: int, figures: Mapping[str, float | None]) -> None:
         """Hand on the figures of a line; those that are not defined are left out."""
-        defined = {key: value for key, value in figures.items() if value is not None}
+        defined = {key: value for key, value in figures.items() if value is not None and key != "step"}
         for name, watcher in list(self._open.items()):
             try:
                 watcher.log(step, defined)

@@ -1,9 +1,11 @@
 """``python -m train run`` as a user types it, over a cache in memory."""
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from shared.errors import RecipeError, UserError
+from shared.sealed_json import read_sealed
 from tests.train import tiny_run
 from train import choose_cache
 from train.__main__ import main
@@ -15,7 +17,7 @@ TINY = ["--set", "train.batch_size=64", "--set", "train.num_tokens=1280", "--set
 @pytest.fixture
 def invoke(monkeypatch, tmp_path):
     cache = tiny_run.cache()
-    monkeypatch.setattr(command, "choose_cache", lambda name, layer: cache)
+    monkeypatch.setattr(command, "choose_cache", lambda name, *layers: cache)
 
     def call(*arguments, **fields):
         result = CliRunner().invoke(main, ["run", "--runs", str(tmp_path), "--device", "cpu", *arguments], **fields)
@@ -38,6 +40,29 @@ def test_a_run_trains_evaluates_and_says_where_the_files_are(invoke, tmp_path):
     assert "content" in again.output
 
 
+def test_a_dry_run_shows_saes_steps_memory_and_bytes_and_leaves_nothing(invoke, tmp_path):
+    result = invoke("--layer", "3", *TINY, "--set", "sae.seed=[0, 1]", "--set", "sae.k=[3, 4]", "--dry-run")
+    assert result.exit_code == 0, result.output
+    for name in ("k3-s0", "k3-s1", "k4-s0", "k4-s1"):
+        assert f"batchtopk-32-{name}-" in result.output
+    assert "20 steps of 64 rows = 1,280 tokens, 0.38 passes over 3,412 rows" in result.output
+    assert "all SAEs at once" in result.output
+    assert "4 SAEs, about" in result.output
+    assert list(tmp_path.iterdir()) == []
+    turns = invoke("--layer", "3", *TINY, "--set", "sae.seed=[0, 1]", "--set", "train.memory_gib=1e-6", "--dry-run")
+    assert "2 turns" in turns.output
+
+
+def test_deterministic_is_turned_on_and_recorded(invoke, tmp_path):
+    try:
+        assert invoke("--layer", "3", *TINY, "--deterministic").exit_code == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    [run] = tmp_path.rglob("run.json")
+    assert read_sealed(run)["deterministic"] is True
+
+
 def test_fresh_asks_and_then_trains_again(invoke, tmp_path):
     invoke("--layer", "3", *TINY)
     (weights,) = tmp_path.rglob("sae_weights.safetensors")
@@ -50,6 +75,7 @@ def test_fresh_asks_and_then_trains_again(invoke, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "Which layer"),
+    (["--layer", "three"], "--layer must be numbers from 0"),
     (["--layer", "3", "--expansion", "8 x"], "--expansion must be positive numbers"),
     (["--layer", "3", "--set", "train.lrr=1"], "Did you mean 'lr'"),
     (["--layer", "3", "--set", "lr=1"], "expected TABLE.KEY=VALUE"),
