@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.warm import Warm
+from train.architectures import ARCHITECTURES
 
 KILLS = 30
 
@@ -19,7 +20,7 @@ import train.run
 train.run.remove_finished_sets = lambda folder: None     # the last checkpoint stays: it has the optimiser's state
 step = train.run.Trainer.step
 def slow(self, *rest):
-    time.sleep(0.002)                                    # else all kills land before the first step or after the last
+    time.sleep(0.001)                                    # else all kills land before the first step or after the last
     step(self, *rest)
 train.run.Trainer.step = slow
 """
@@ -51,13 +52,16 @@ def command(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def words(cache_folder):
-    """A training of two SAEs of 60 steps, without the folder for results."""
-    settings = ["train.batch_size=64", "train.num_tokens=3840", "train.checkpoint_steps=10", "train.log_steps=4",
-                "train.held_out_rows=64", "train.held_out_steps=20", "sae.architecture=['batchtopk', 'topk']",
-                "sae.k=3", "sae.d_sae=64"]
-    return ["run", "--cache", cache_folder, "--layer", 2, "--device", "cpu", "--threads", 1,
-            *(word for item in settings for word in ("--set", item))]
+def words(cache_folder, tmp_path_factory):
+    """A training of an SAE of each architecture of 60 steps, without the folder for results."""
+    recipe = tmp_path_factory.mktemp("recipe") / "every.toml"
+    train = ["layer = 2", "batch_size = 64", "num_tokens = 3840", "checkpoint_steps = 10", "log_steps = 4",
+             "held_out_rows = 64", "held_out_steps = 20"]
+    saes = [["[[sae]]", f'architecture = "{name}"', "d_sae = 64",
+             "k = 3" if "k" in architecture.Config.model_fields else "l0 = 3.0"]
+            for name, architecture in ARCHITECTURES.items()]
+    recipe.write_text("\n".join(["[train]", *train, *(line for sae in saes for line in sae)]))
+    return ["run", "--recipe", recipe, "--cache", cache_folder, "--device", "cpu", "--threads", 1]
 
 
 def left(runs):
@@ -77,7 +81,7 @@ def undisturbed(command, words, memory):
     ended = command.run(*words, "--runs", memory / "training", prelude=SLOW_STEPS)
     assert ended.code == 0, ended.err
     found = left(memory / "training")
-    assert len(found) == 5
+    assert len(found) == 2 * len(ARCHITECTURES) + 1
     return found
 
 
@@ -114,7 +118,7 @@ def test_killed_thirty_times_it_ends_with_the_same_bits(command, words, undistur
 def test_killed_at_any_operation_of_its_saves_it_ends_with_the_same_bits(command, words, undisturbed, memory, share,
                                                                          counts):
     with counts.timed("training"):
-        for number in share.of(range(1, 33)):  # three saves: the third removes the first
+        for number in share.of(range(1, 39)):  # three saves: the third removes the first
             runs = memory / f"killed{number}"
             ended = command.run(*words, "--runs", runs, prelude=SLOW_STEPS + KILL_AT.format(number=number))
             assert ended.code == -signal.SIGKILL, ended.err

@@ -1,13 +1,8 @@
 """A whole run: what it leaves, and that a kill at any time changes nothing."""
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +20,6 @@ from train.training_set import CHECKPOINTS
 TIMES = {"tokens_per_second", "stall_share"}
 """What a resumed run's metrics.jsonl may differ in."""
 
-PROGRAM = [sys.executable, str(Path(tiny_run.__file__))]
-
 
 def weights(folders):
     return {folder.name: (folder / "sae_weights.safetensors").read_bytes() for folder in folders}
@@ -36,15 +29,6 @@ def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= line["stall_share"] <= 1 for line in lines)
     return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-
-
-def checkpoint_since(folder, begun):
-    """Whether a checkpoint was written after a time; one may be removed while we look."""
-    for path in folder.rglob("step-*"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime > begun:
-                return True
-    return False
 
 
 @pytest.fixture(scope="module")
@@ -75,29 +59,6 @@ def test_a_finished_sae_is_not_trained_again(reference, tmp_path):
     assert weights(folders) == before
     assert len(said) == 4
     assert all("is trained already" in line for line in said)
-
-
-def test_killed_at_any_time_the_same_command_gives_the_same_bits(reference, tmp_path):
-    rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
-    kills, started = 0, time.time()
-    while True:
-        begun = time.time()
-        process = subprocess.Popen([*PROGRAM, str(tmp_path)], stderr=subprocess.DEVNULL)
-        try:
-            # Start-up takes seconds; kills are worth more in the loop: wait for a checkpoint of this process.
-            while process.poll() is None and not checkpoint_since(tmp_path, begun):
-                time.sleep(0.005)
-            assert process.wait(timeout=rng.uniform(0.0, 0.4) if kills < 4 else 120) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    folders = [tmp_path / "fake" / "layer3" / folder.name for folder in reference]
-    assert weights(folders) == weights(reference)
-    for folder, expected in zip(folders, reference, strict=True):
-        assert metrics(folder) == metrics(expected)
-    assert time.time() - started < 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

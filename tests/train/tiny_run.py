@@ -1,11 +1,6 @@
-"""A tiny training run over a cache in memory, as a program that tests can kill: python tiny_run.py RUNS [STEPS]."""
+"""A tiny training run over a cache in memory."""
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import torch
 
 from tests.train.fake_cache import FakeCache, planted
 from train.config import plan_saes, read_train_config, sae_tables
@@ -31,8 +26,3 @@ def train(runs, recipe=RECIPE, units=None, say=lambda line: None):
     opened = cache(units)
     saes = plan_saes(sae_tables(recipe, None), config, 3, opened.d_model)
     return opened, train_saes(opened, 3, config, saes, runs=Path(runs), device="cpu", say=say)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train(sys.argv[1])
