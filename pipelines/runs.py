@@ -13,7 +13,8 @@ from train.evaluate import EVAL
 from train.metrics_log import METRICS
 from train.training_set import RUN, layer_folder
 
-_TITLES = {"standard": "Standard", "jumprelu": "JumpReLU", "topk": "TopK", "batchtopk": "BatchTopK"}
+_TITLES = {"standard": "Standard", "gated": "Gated", "jumprelu": "JumpReLU", "topk": "TopK", "batchtopk": "BatchTopK",
+           "matryoshka": "Matryoshka"}
 
 
 @dataclass(frozen=True)

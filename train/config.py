@@ -40,6 +40,8 @@ class TrainConfig(Table):
     allows."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of SAEs that give none. By default a rule of width and tokens (`default_lr`)."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Course of the rate between warm-up and decay: constant ("linear"), or half a cosine down to a tenth."""
     warmup_share: float = Field(default=0.02, ge=0, le=1)
     """Share of the steps over which the rate rises linearly from zero."""
     decay_share: float = Field(default=0.8, ge=0, le=1)
@@ -54,10 +56,14 @@ class TrainConfig(Table):
     """Scale inputs to a mean square of 1 per dimension; folded into the weights on disk."""
     centre: Literal["mean", "geometric_median", "none"] = "mean"
     """What is subtracted from inputs, and is where b_dec starts on disk."""
+    centre_input: bool = True
+    """Subtract the centre from the encoder's input; else only b_dec starts there (FAST)."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the products of a step on CUDA; weights and moments are float32 always, and on a CPU so is everything."""
     calibration_batches: int = Field(default=64, ge=1)
-    """Batches of training rows that set what is estimated with the final weights (BatchTopK's threshold)."""
+    """Batches of training rows that set what is estimated with the final weights (thresholds)."""
     calibration_types: tuple[str, ...] = ()
-    """Type bits ("content") of the rows on which a BatchTopK SAE's mean L0 is k. Empty: all rows trained on."""
+    """Type bits ("content") of the rows on which thresholds give the asked mean L0. Empty: all rows trained on."""
     policy: TokenPolicy = TokenPolicy()
     """Which rows to train on."""
     checkpoint_minutes: float = Field(default=5.0, ge=0)

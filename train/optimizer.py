@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +21,28 @@ def default_lr(d_sae: int, num_tokens: int) -> float:
     return float(min(6e-3, 3e-3 * math.sqrt(4608 / d_sae) * (1e6 / max(1, num_tokens)) ** (1 / 3)))
 
 
-def lr_factor(step: int, num_steps: int, warmup_share: float, decay_share: float) -> float:
-    """Share of the peak rate at a step (0-based): linear warm-up, constant, linear decay to zero.
+COSINE_FLOOR = 0.1
+"""Share of the peak rate that a cosine falls to (FAST: 7e-5 to 7e-6)."""
 
-    The last step still has a rate above zero. Where the two shares overlap, the smaller factor counts.
+
+def lr_factor(step: int, num_steps: int, warmup_share: float, decay_share: float,
+              schedule: Literal["linear", "cosine"] = "linear") -> float:
+    """Share of the peak rate at a step (0-based), in three parts, the first and last ``*_share`` of the steps.
+
+    The first is a linear warm-up, (step + 1) / its length. "linear" stays at 1 and then falls along a line to 0.
+    "cosine" is FAST's (arXiv 2506.07691), which is SAELens 5's: half a cosine from 1 to `COSINE_FLOOR`, and then
+    a line from there to 0. The last step still has a rate above zero.
     """
     warmup = warmup_share * num_steps
     decay = decay_share * num_steps
-    up = 1.0 if warmup < 1 else (step + 1) / warmup
-    down = 1.0 if decay < 1 else (num_steps - step) / decay
-    return min(1.0, up, down)
+    up = math.inf if warmup < 1 else (step + 1) / warmup
+    down = math.inf if decay < 1 else (num_steps - step) / decay
+    if schedule == "linear" or up <= 1:
+        return min(1.0, up, down)
+    if down <= 1:
+        return COSINE_FLOOR * down
+    passed = (step - warmup) / max(1.0, num_steps - warmup - decay)
+    return COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * passed)) / 2
 
 
 class Adam:

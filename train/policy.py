@@ -43,8 +43,13 @@ class TokenPolicy(Table):
     """First position in the sequence to keep, 0-based."""
     max_position: int | None = Field(default=None, ge=0)
     """Last position in the sequence to keep."""
-    max_norm: float | None = Field(default=10.0, gt=0)
-    """Drop rows whose L2 norm is over this many times the median norm of the layer's training rows."""
+    max_norm: float | None = Field(default=10.0, ge=0)
+    """Drop rows whose L2 norm is over this many times the median norm of the layer's training rows. 0: keep them."""
+
+    @field_validator("max_norm")
+    @classmethod
+    def _no_limit(cls, value: float | None) -> float | None:
+        return value or None  # TOML has no null
 
     @field_validator("keep_classes", "drop_classes")
     @classmethod

@@ -113,6 +113,10 @@ class SetRun:
                                shuffle=self.train_config.shuffle, window_blocks=facts.window_blocks)
         self.statistics = measure(cache, facts.layer, self.batches.order, self.train_config.centre,
                                   self.train_config.scale)
+        self.b_dec = torch.zeros_like(self.statistics.centre)
+        if not self.train_config.centre_input:
+            self.b_dec = self.statistics.centre * self.statistics.scale
+            self.statistics = InputStatistics(torch.zeros_like(self.b_dec), self.statistics.scale)
         self.on_device = InputStatistics(self.statistics.centre.to(device), self.statistics.scale)
         # A member may have been finished meanwhile, in a set of its own.
         self.trainers = [self._trainer(number) for number, member in enumerate(facts.saes)
@@ -136,6 +140,7 @@ class SetRun:
     def _trainer(self, number: int) -> Trainer:
         member = self.facts.saes[number]
         sae = ARCHITECTURES[member.architecture](member.sae_config(), self.cache.d_model, self.facts.length)
+        sae.b_dec.data.copy_(self.b_dec)
         if member.warm_start is not None:
             start_from(sae, member.warm_start, member.recipe["warm_start"]["weights"], self.statistics)
         return Trainer(member.name, sae, member.lr, self.train_config, self.device)

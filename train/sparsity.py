@@ -1,12 +1,18 @@
-"""A sparsity coefficient that brings an SAE to the L0 it was asked for.
+"""A sparsity coefficient that brings an SAE to the L0 it was asked for, and the level that sets it exactly at the end.
 
 The coefficient follows log(L0 / target): an integral controller on its logarithm, with a proportional
 part that damps it. The target comes down from the L0 at the start to the one asked, along a straight line
 in log space, so that latents are thinned out slowly and not killed; and for the last share of the steps the
 coefficient is frozen, so that what is left of the run settles under one loss.
+
+An SAE that learns needs ever less of a penalty for the same L0. An integral controller follows such a drift at a
+distance of drift / gain: with a quarter of today's gain, L0 ended 9 % under the asked one (layer 9 of the embedded
+model, 100 k tokens; on training and on held-out rows alike, and already when the coefficient was frozen). The rest
+is left to `level_passed_by`: with the final weights, a common shift of the thresholds.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +29,13 @@ class CoefficientController(nn.Module):
     start_log_l0: Tensor
 
     def __init__(self, target_l0: float, start: float, num_steps: int, *, ramp_share: float = 0.3,
-                 frozen_share: float = 0.2, gain: float = 16.0, proportional: float = 1.0) -> None:
+                 frozen_share: float = 0.2, gain: float = 64.0, proportional: float = 1.0) -> None:
         """``start`` is the first coefficient; ``gain`` what the log moves in a run whose error stays 1."""
         super().__init__()
         self.target_l0 = target_l0
         self.ramp_steps = max(1, round(ramp_share * num_steps))
         self.frozen_from = round((1 - frozen_share) * num_steps)
-        self.gain = min(gain / max(1, num_steps), 0.2)
+        self.gain = min(gain / max(1, num_steps), 0.1)  # L0 answers a change some ten steps later
         self.start = math.log(start)
         self.proportional = proportional
         self.register_buffer("log_coefficient", torch.tensor(self.start))
@@ -76,3 +82,24 @@ class FixedCoefficient(nn.Module):
     def update(self, l0: Tensor, step: int) -> None:
         """Count the step."""
         self.step.fill_(step + 1)
+
+
+def level_passed_by(per_row: float, batches: list[Tensor], values: Callable[[Tensor], Tensor]) -> Tensor:
+    """The level that ``per_row`` values a row exceed, over all rows of all batches: a scalar on the device.
+
+    Where there are fewer values than that, a level that all of them exceed.
+
+    Args:
+        per_row: how many of a row's values shall lie over the level, on average.
+        batches: rows ``[batch, d_in]``.
+        values: gives the values of a batch, flat, in any number.
+    """
+    wanted = round(per_row * sum(len(x) for x in batches))
+    first = values(batches[0]).float()
+    twice = round(2 * per_row * len(batches[0]))
+    floors = [torch.kthvalue(first, len(first) - twice).values] if len(first) > twice else []
+    for floor in (*floors, torch.full_like(first[:1], -math.inf)):  # all values of all batches may not fit in memory
+        kept = torch.cat([found[found > floor] for found in map(values, batches)]).float()
+        if len(kept) > wanted:
+            return torch.kthvalue(kept, len(kept) - wanted).values
+    return torch.nextafter(kept.min(), torch.full_like(kept.min(), -math.inf))

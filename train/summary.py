@@ -34,7 +34,9 @@ def print_summary(evaluations: Sequence[dict[str, Any]], console: Console) -> No
             if name in evaluation["subsets"]:
                 table.add_row(f"  {name}", *_cells(evaluation["subsets"][name]))
     console.print(table)
-    _print_classes(evaluations, console)
+    columns = max(1, (console.width - 26) // 13)
+    for start in range(0, len(evaluations), columns):
+        _print_classes(evaluations[start : start + columns], console)
     for evaluation in evaluations:
         console.print(f"{evaluation['sae']}: {_dead(evaluation)}", highlight=False, soft_wrap=True)
     console.print("mse is per dimension, in the units of the model; every explained variance is centred on its "

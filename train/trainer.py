@@ -24,7 +24,7 @@ class Trainer:
         self.adam = Adam(self.sae.named_parameters(), lr, (config.beta1, config.beta2), self.sae.lr_multiples(),
                          self.sae.unit_rows)
         # bf16 products with fp32 weights and moments on CUDA. Most CPUs multiply bf16 slower than fp32.
-        self._autocast = device.type == "cuda"
+        self._autocast = device.type == "cuda" and config.precision == "bfloat16"
         self._sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=device)
 
     def step(self, x: Tensor, variance: Tensor, step: int) -> None:
@@ -37,8 +37,7 @@ class Trainer:
         with torch.autocast("cuda", dtype=torch.bfloat16) if self._autocast else nullcontext():
             loss = self.sae.loss(x, step)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        self.adam.step(lr_factor(step, self.num_steps, self.config.warmup_share, self.config.decay_share),
-                       self.config.grad_clip)
+        self.adam.step(self._lr_factor(step), self.config.grad_clip)
         self.sae.after_step(loss, len(x), step)
         one = torch.ones((), device=x.device)
         self._sums += torch.stack([part.detach().float() for part in
@@ -58,8 +57,12 @@ class Trainer:
             "l0": sums["l0"] / steps,
             "explained_variance": 1 - sums["mse"] / max(sums["variance"], 1e-30),
             "dead_latents": dead,
-            "lr": self.lr * lr_factor(step, self.num_steps, self.config.warmup_share, self.config.decay_share),
+            "lr": self.lr * self._lr_factor(step),
         }
+
+    def _lr_factor(self, step: int) -> float:
+        config = self.config
+        return lr_factor(step, self.num_steps, config.warmup_share, config.decay_share, config.schedule)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""

@@ -4,9 +4,10 @@ The source's weights take raw activations (`train.export.folding`). Unfolded wit
 
     b_dec = (b_dec'' - c) s,    b_enc = b_enc'' s - b_dec W_enc,    threshold = threshold'' s
 
-they do to the new run's input x' = (x - c) s what they did to x: before the first step the new SAE has the source's
-latents and reconstructions, s times as large. What the source lacks (a threshold, from TopK to JumpReLU) starts as it
-always does. The digest of the source is in the new SAE's recipe, and so in its name: another source is another SAE.
+(and b_mag = b_mag'' s - exp(r_mag) b_dec W_enc of a gated SAE) they do to the new run's input x' = (x - c) s what
+they did to x: before the first step the new SAE has the source's latents and reconstructions, s times as large. What
+the source lacks (a threshold, from TopK to JumpReLU) starts as it always does. The digest of the source is in the new
+SAE's recipe, and so in its name: another source is another SAE.
 """
 
 import json
@@ -70,6 +71,10 @@ def unfold(source: ExportedSAE, statistics: InputStatistics) -> dict[str, Tensor
         "W_dec": source.W_dec,
         "b_dec": b_dec.float(),
     }
+    if source.magnitude is not None:
+        r_mag, b_mag = source.magnitude
+        unfolded["r_mag"] = r_mag
+        unfolded["b_mag"] = (b_mag.double() * scale - r_mag.double().exp() * (b_dec @ W_enc.double())).float()
     if source.threshold is not None:
         unfolded["threshold"] = (source.threshold.double() * scale).float()
     return unfolded

@@ -70,7 +70,7 @@ def batches_in_an_order_that_is_not_there(w):
 
 @case(2, "diverged", "step 7", then="--set sae.lr=")
 def a_run_that_diverges(w):
-    tiny_run.train(w.tmp, {"train": {**tiny_run.RECIPE["train"], "lr": 1e30}, "sae": tiny_run.RECIPE["sae"][3:]})
+    tiny_run.train(w.tmp, {"train": {**tiny_run.RECIPE["train"], "lr": 1e30}, "sae": tiny_run.RECIPE["sae"][3:4]})
 
 
 @case(2, "layers 0 and 2", "one, two", then="--cache one")

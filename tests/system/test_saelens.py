@@ -60,4 +60,4 @@ def test_the_metadata_survives(opened):
         assert found["model_name"] == "org/fake"
         assert found["prepend_bos"] is False
         assert found["ours"] == "f" * 32
-        assert found["architecture"] in {"standard", "jumprelu", "topk"}
+        assert found["architecture"] in {"standard", "gated", "jumprelu", "topk"}

@@ -39,7 +39,7 @@ def test_a_width_given_either_way_is_the_same_sae():
 
 
 @pytest.mark.parametrize(("recipe", "message"), [
-    ({"sae": [{"architecture": "topkk"}]}, r"architecture must be one of standard, jumprelu.*got 'topkk'"),
+    ({"sae": [{"architecture": "topkk"}]}, r"architecture must be one of standard, gated, jumprelu.*got 'topkk'"),
     ({"sae": [{"architecture": "topk", "kk": 3}]}, r"unknown key 'kk'\. Did you mean 'k'"),
     ({"sae": [{"architecture": "topk", "k": 0}]}, r"\[\[sae\]\]\.k: .*greater than or equal to 1; got 0"),
     ({"sae": [{"architecture": "topk"}, {"architecture": "topk"}]}, "number 2 is the same SAE as another"),

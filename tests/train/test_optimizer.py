@@ -21,6 +21,20 @@ def test_a_constant_rate_has_no_shares():
     assert {lr_factor(step, 50, 0.0, 0.0) for step in range(50)} == {1.0}
 
 
+def test_the_cosine_is_that_of_fast_in_three_parts():
+    def factor(step):
+        return lr_factor(step, 320_000, 0.05, 0.2, "cosine")
+
+    assert factor(0) == pytest.approx(1 / 16_000)
+    assert factor(15_999) == 1.0
+    assert factor(16_000 + 120_000) == pytest.approx(0.55)  # the middle of the cosine from 1 to a tenth
+    assert factor(16_000 + 80_000) == pytest.approx(0.1 + 0.9 * 0.75)
+    assert factor(256_000) == pytest.approx(0.1)
+    assert factor(256_000 + 32_000) == pytest.approx(0.05)
+    assert factor(319_999) == pytest.approx(0.1 / 64_000)
+    assert lr_factor(0, 10, 0.0, 0.0, "cosine") == 1.0
+
+
 def test_the_default_rate_falls_with_width_and_tokens():
     assert default_lr(4608, 1_000_000) == pytest.approx(3e-3)
     assert default_lr(4 * 4608, 1_000_000) == pytest.approx(1.5e-3)

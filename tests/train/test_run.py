@@ -57,7 +57,7 @@ def test_a_finished_sae_is_not_trained_again(reference, tmp_path):
     before = weights(reference)
     _, folders = tiny_run.train(reference[0].parents[2], say=said.append)
     assert weights(folders) == before
-    assert len(said) == 4
+    assert len(said) == len(reference)
     assert all("is trained already" in line for line in said)
 
 
@@ -104,7 +104,7 @@ def test_units_committed_later_do_not_change_a_run_that_goes_on(tmp_path, monkey
 
 
 def test_the_same_name_from_another_recipe_or_cache_is_refused(tmp_path):
-    recipe = {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][3:]}
+    recipe = {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][3:4]}
     _, (folder,) = tiny_run.train(tmp_path, recipe)
     run = read_sealed(folder / "run.json")
     for change, message in ({"cache_id": "0" * 32}, "another cache"), ({"recipe": {}}, "another recipe"):

@@ -4,24 +4,28 @@ import math
 
 import torch
 
-from train.sparsity import CoefficientController, FixedCoefficient
+from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by
 
 
-def simulate(steps, slope=0.8, lag=0.05):
-    """An SAE whose log L0 follows -slope * log(coefficient), late."""
+def simulate(steps, slope=0.8, lag=0.05, drift=1.25):
+    """An SAE whose log L0 follows -slope * log(coefficient), late, and that needs ever less of it while the rate is up.
+
+    The drift is what layer 9 of the embedded model showed: the coefficient fell by e^1.25 over a whole run.
+    """
     controller = CoefficientController(32.0, 1.0, steps)
     log_l0 = math.log(200.0)
     for step in range(steps):
-        wanted = math.log(150.0) - slope * float(controller.coefficient().log())
+        needed = drift * min(step / steps, 0.8)
+        wanted = math.log(150.0) - slope * (float(controller.coefficient().log()) + needed)
         log_l0 += lag * (wanted - log_l0)
         controller.update(torch.tensor(math.exp(log_l0)), step)
     return controller, math.exp(log_l0)
 
 
-def test_the_asked_l0_is_reached_in_short_and_long_runs():
-    for steps in (200, 1000, 10_000):
+def test_the_asked_l0_is_reached_in_short_and_long_runs_although_the_sae_learns():
+    for steps in (500, 1000, 10_000):
         _, l0 = simulate(steps)
-        assert 28 < l0 < 36, steps
+        assert 32 / 1.05 < l0 < 32 * 1.05, steps
 
 
 def test_the_coefficient_is_frozen_at_the_end():
@@ -49,3 +53,22 @@ def test_a_fixed_coefficient_warms_up_linearly():
         fixed.update(torch.tensor(1.0), step)
     assert values[0] == 0.5
     assert values[9:] == [5.0, 5.0, 5.0]
+
+
+def test_the_level_is_passed_by_exactly_as_many_values_as_asked():
+    generator = torch.Generator().manual_seed(0)
+    batches = list(torch.randn(1000, 40, generator=generator).split(128))
+    for per_row in (1, 2.5, 30):
+        level = level_passed_by(per_row, batches, torch.flatten)
+        assert sum(int((x > level).sum()) for x in batches) == per_row * 1000
+
+
+def test_the_level_is_found_where_the_first_batch_is_not_like_the_others():
+    batches = [torch.full((4, 10), 5.0) + torch.arange(10), *torch.arange(120.0).split(40)]
+    batches = [x.view(4, 10) for x in batches]
+    assert sum(int((x > level_passed_by(3, batches, torch.flatten)).sum()) for x in batches) == 48
+
+
+def test_where_there_are_fewer_values_than_asked_all_of_them_pass():
+    x = torch.tensor([[1.0, -2.0], [3.0, -4.0]])
+    assert (x > level_passed_by(5, [x], torch.flatten)).all()

@@ -9,6 +9,7 @@ from tests.train.fake_cache import planted
 from tests.train.test_run import weights
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
+from train.architectures.batchtopk import BatchTopKSAE
 from train.config import plan_saes, read_train_config, sae_tables
 from train.export import load_sae
 from train.statistics import InputStatistics
@@ -41,7 +42,7 @@ def test_it_begins_with_the_sources_latents_and_reconstructions_in_its_own_units
     sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=40, **sparsity(name)), 24, RunLength(10, 64))
     digest = read_sealed(sources[name] / "run.json")["files"]["sae_weights.safetensors"]
     start_from(sae, str(sources[name]), digest, new)
-    if name == "batchtopk":  # its threshold comes from batches, and this one has seen none
+    if isinstance(sae, BatchTopKSAE):  # its threshold comes from batches, and this one has seen none
         sae.threshold_calibrated.copy_(unfold(source, new)["threshold"][0])
     latents = source.encode(raw)
     assert (latents > 0).any()
@@ -55,9 +56,11 @@ def test_the_first_batch_sets_nothing_that_the_source_has_set(sources, name):
     sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=40, **sparsity(name)), 24, RunLength(10, 64))
     given = unfold(load_sae(sources[name]), InputStatistics(torch.zeros(24), 1.0))
     sae.start_from(given)
+    assert all(torch.equal(parameter, given[which]) for which, parameter in sae.named_parameters() if which != "theta")
+    before = {which: parameter.clone() for which, parameter in sae.named_parameters()}
     sae.loss(torch.randn(64, 24, generator=torch.Generator().manual_seed(0)), 0)
-    for parameter_name, parameter in sae.named_parameters():
-        assert torch.equal(parameter, given[parameter_name]), parameter_name
+    for which, parameter in sae.named_parameters():
+        assert torch.equal(parameter, before[which]), which
 
 
 def test_a_threshold_that_the_source_lacks_starts_as_it_always_does(sources):

@@ -18,7 +18,7 @@ from train.watchers.trackio import TrackioWatcher
 from train.watchers.wandb import WandbWatcher
 
 RECIPE = {"train": tiny_run.RECIPE["train"] | {"num_tokens": 64 * 40, "watch": ["wandb"]},
-          "sae": tiny_run.RECIPE["sae"][2:]}
+          "sae": tiny_run.RECIPE["sae"][2:4]}
 
 
 class Fake:

@@ -12,7 +12,9 @@ RECIPE = {
     "sae": [{"architecture": "batchtopk", "d_sae": 48, "k": 3, "dead_after_tokens": 256},
             {"architecture": "jumprelu", "d_sae": 48, "l0": 3.0},
             {"architecture": "standard", "d_sae": 48, "l0": 3.0},
-            {"architecture": "topk", "d_sae": 40, "k": 3}],
+            {"architecture": "topk", "d_sae": 40, "k": 3},
+            {"architecture": "gated", "d_sae": 48, "l0": 3.0},
+            {"architecture": "matryoshka", "d_sae": 48, "k": 3, "dead_after_tokens": 256}],
 }
 
 

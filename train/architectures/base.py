@@ -33,12 +33,11 @@ class SAEConfig(Table):
     """Seed of the initialisation, and of nothing else: the order of the batches is [train] data_seed."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate at its peak. By default [train] lr, or else a rule (`train.optimizer.default_lr`)."""
+    init: Literal["tied", "kaiming"] = "tied"
+    """How W_dec and W_enc start. "tied": rows of W_dec in random directions, W_enc its transpose. "kaiming":
+    Kaiming-uniform and independent of each other (SAELens 5, FAST). Rows of W_dec have unit norm in both."""
     encoder_scale: float = Field(default=1.0, gt=0)
-    """The encoder starts as the decoder's transpose times this."""
-    decoder_init: Literal["normal", "kaiming_uniform"] = "normal"
-    """Distribution of the decoder's rows before they are scaled to unit norm."""
-    tied_init: bool = True
-    """Start the encoder as the decoder's transpose; else draw it like the decoder, independently."""
+    """W_enc starts as ``init`` says, times this."""
 
     def width(self, d_in: int) -> int:
         """d_sae for inputs of width ``d_in``."""
@@ -107,7 +106,7 @@ class SAE(nn.Module, ABC):
         self.length = length
         self.d_in = d_in
         self.d_sae = config.width(d_in)
-        decoder, encoder = initial_weights(config, d_in, self.d_sae)
+        decoder, encoder, self.drawn_norms = initial_weights(config, d_in, self.d_sae)
         # The encoder is stored latent by latent, as the decoder is: its sparse gradient, its GEMM and the
         # optimiser's state then all walk along rows of d_in.
         self.W_enc = nn.Parameter(encoder.t())
@@ -165,19 +164,22 @@ class SAE(nn.Module, ABC):
         return error.square().sum() / len(x)
 
 
-def initial_weights(config: SAEConfig, d_in: int, d_sae: int) -> tuple[Tensor, Tensor]:
-    """Decoder and transposed encoder, both ``[d_sae, d_in]``: a function of the seed, on any device."""
+def initial_weights(config: SAEConfig, d_in: int, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Decoder and transposed encoder, both ``[d_sae, d_in]``: a function of the seed, on any device.
+
+    The third, ``[d_sae]``, is the norms that the decoder's rows were drawn with, before they were scaled to 1.
+    "kaiming" is He et al. 2015 as torch has it: uniform within sqrt(6 / fan-in), where the fan-in of a matrix is
+    its second dimension: d_in for W_dec [d_sae, d_in], d_sae for W_enc [d_in, d_sae].
+    """
     generator = torch.Generator().manual_seed(config.seed)
 
-    def rows() -> Tensor:
-        if config.decoder_init == "normal":
-            drawn = torch.randn(d_sae, d_in, generator=generator)
-        else:
-            bound = math.sqrt(6.0 / d_in)
-            drawn = torch.empty(d_sae, d_in).uniform_(-bound, bound, generator=generator)
-        norms: Tensor = torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
-        return drawn / norms
+    def uniform(fan_in: int) -> Tensor:
+        bound = math.sqrt(6.0 / fan_in)
+        return torch.empty(d_sae, d_in).uniform_(-bound, bound, generator=generator)
 
-    decoder = rows()
-    encoder = decoder if config.tied_init else rows()
-    return decoder, encoder * config.encoder_scale
+    tied = config.init == "tied"
+    drawn = torch.randn(d_sae, d_in, generator=generator) if tied else uniform(d_in)
+    norms: Tensor = torch.linalg.vector_norm(drawn, dim=1)
+    decoder = drawn / norms[:, None]
+    encoder = decoder if tied else uniform(d_sae)
+    return decoder, encoder * config.encoder_scale, norms

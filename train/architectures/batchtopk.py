@@ -15,6 +15,7 @@ from torch import Tensor
 
 from train.architectures.base import Loss, RunLength
 from train.architectures.topk import TopKConfig, TopKSAE
+from train.sparsity import level_passed_by
 
 _DECAY = 0.99
 
@@ -87,14 +88,11 @@ class BatchTopKSAE(TopKSAE):
     @torch.no_grad()
     def calibrate(self, batches: list[Tensor]) -> None:
         """Set the threshold so that these training rows have a mean L0 of k with the weights as they are."""
-        wanted = self.k * sum(len(x) for x in batches)
-        for floor in (0.5 * self.threshold[0], torch.zeros_like(self.threshold[0])):
-            flat = (self.pre_acts(x).float().flatten() for x in batches)
-            values = torch.cat([z[z > floor] for z in flat])
-            if len(values) > wanted:
-                self.threshold_calibrated.copy_(torch.kthvalue(values, len(values) - wanted).values)
-                return
-        self.threshold_calibrated.zero_()  # fewer positive pre-activations than asked: all of them are kept
+        self.threshold_calibrated.copy_(level_passed_by(self.k, batches, self._positive))
+
+    def _positive(self, x: Tensor) -> Tensor:
+        pre_acts = self.pre_acts(x)
+        return pre_acts[pre_acts > 0]
 
 
 def largest(values: Tensor, wanted: int) -> Tensor:

@@ -1,21 +1,32 @@
-"""JumpReLU with a tanh penalty (Anthropic, January 2025 update; JumpReLU: Rajamanoharan et al. 2024).
+"""JumpReLU (Rajamanoharan et al. 2024, arXiv 2407.14435): ReLU with a threshold for each latent, and three losses.
 
     latents = z * H(z - threshold),   z = x W_enc + b_enc
-    loss    = |x - x_hat|^2 + c * sum_i tanh(4 latents_i) + p * sum_{i silent} ReLU(threshold_i - z_i)
+    loss    = |x - x_hat|^2 + penalty + p * sum_{i silent} ReLU(threshold_i - z_i)
 
-averaged over the batch, rows of W_dec of unit norm. H is the step, differentiated through a rectangle of
-width ``bandwidth`` (eps), to the threshold and to z:
+averaged over the batch, rows of W_dec of unit norm. H is the step. It is differentiated through a rectangle of
+width ``bandwidth`` (eps) around the threshold:
 
-    d latents / d z         = H(z - threshold) + (threshold / eps) * rect((z - threshold) / eps)
-    d latents / d threshold =                  - (threshold / eps) * rect((z - threshold) / eps)
+    d H(z - threshold) / d threshold = - (1 / eps) * rect((z - threshold) / eps)
+    d latents / d threshold          = - (threshold / eps) * rect((z - threshold) / eps)
+    d latents / d z                  = H(z - threshold)     + (threshold / eps) * rect(...) with "tanh"
 
-With a wide rectangle and gradients to all parameters, hundreds of steps are enough; the original recipe
-(narrow rectangle, L0 penalty, gradient to the threshold alone) needs billions of tokens. The threshold is a
-parameter itself, in fp32 and clamped at zero: its logarithm would move by threshold * lr a step.
-``c`` follows the asked L0 (`train.sparsity`) or is given.
+``loss`` says which penalty:
+
+- "tanh", the default (Anthropic, January 2025 update): c * sum_i tanh(4 latents_i), eps 2, gradients of the rectangle
+  to z too, p 3e-6. With a wide rectangle and gradients to all parameters, hundreds of steps are enough. The threshold
+  is a parameter itself, in fp32 and clamped at zero: its logarithm would move by threshold * lr a step.
+- "step", the paper's, as SAELens 5 and FAST (arXiv 2506.07691) have it: c * |latents|_0, eps 0.001, gradient of the
+  rectangle to the threshold alone, which is the exponential of a parameter; p 0. Needs billions of tokens: in less
+  the thresholds hardly move and the SAE stays dense.
+- "target_l0" (Gemma Scope 2, as SAELens 6 has it): c * (2 / L) * (|latents|_0 - L)^2 with the asked L0 as L, for each
+  row; otherwise like "step", with the threshold itself as parameter, eps 0.05 and p 3e-6.
+
+``c`` follows the asked L0 (`train.sparsity`) or is given. Where it follows, a common shift of the thresholds at the
+end sets the mean L0 of training rows.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -23,31 +34,37 @@ from torch import Tensor, nn
 
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import decode_active
-from train.sparsity import CoefficientController, FixedCoefficient
+from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by
+
+_BANDWIDTH = {"tanh": 2.0, "step": 0.001, "target_l0": 0.05}
+_PRE_ACT = {"tanh": 3e-6, "step": 0.0, "target_l0": 3e-6}
 
 
 class JumpReLUConfig(SAEConfig):
     """Fields of a [[sae]] table with ``architecture = "jumprelu"``."""
 
+    loss: Literal["tanh", "step", "target_l0"] = "tanh"
+    """Penalty and gradients: see `train.architectures.jumprelu`."""
     l0: float = Field(default=32.0, gt=0)
     """Mean number of active latents to come to; not used where sparsity_coefficient is given."""
     sparsity_coefficient: float | None = Field(default=None, ge=0)
-    """Fixed coefficient of the tanh penalty, in the units of the scaled input."""
+    """Fixed coefficient of the penalty, in the units of the scaled input."""
     coefficient_warmup: float = Field(default=1.0, ge=0, le=1)
     """Share of the steps over which a fixed coefficient rises from zero."""
-    bandwidth: float = Field(default=2.0, gt=0)
-    """Width of the rectangle of the straight-through gradient, in units of the pre-activations."""
+    bandwidth: float | None = Field(default=None, gt=0)
+    """Width of the rectangle of the straight-through gradient, in units of the pre-activations. By default 2 (tanh),
+    0.001 (step) or 0.05 (target_l0)."""
     threshold_init: float | None = Field(default=None, ge=0)
     """Threshold of every latent at the start. By default each latent's own, from the first batch: so that the
     mean L0 starts at start_l0 times the asked one."""
     start_l0: float = Field(default=4.0, gt=0)
     """L0 at the start as a multiple of l0, where threshold_init is not given."""
     threshold_lr: float = Field(default=3.0, gt=0)
-    """Learning rate of the thresholds as a multiple of the SAE's."""
+    """Learning rate of the thresholds (with "step" of their logarithms) as a multiple of the SAE's."""
     tanh_scale: float = Field(default=4.0, gt=0)
     """The factor inside the tanh."""
-    pre_act_coefficient: float = Field(default=3e-6, ge=0)
-    """Coefficient of the term that pulls silent latents back over their threshold."""
+    pre_act_coefficient: float | None = Field(default=None, ge=0)
+    """Coefficient p of the term that pulls silent latents back over their threshold. By default 3e-6, with "step" 0."""
 
     def sparsity_name(self) -> str:
         return f"l0-{self.l0:g}" if self.sparsity_coefficient is None else f"c{self.sparsity_coefficient:g}"
@@ -57,18 +74,35 @@ class _Jump(torch.autograd.Function):
     """z * H(z - threshold) with the straight-through gradients of the module's docstring."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, through_z: bool) -> Tensor:
         ctx.save_for_backward(z, threshold)
-        ctx.bandwidth = bandwidth
+        ctx.bandwidth, ctx.through_z = bandwidth, through_z
         return z * (z > threshold)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (grad,) = grads
         z, threshold = ctx.saved_tensors
-        near = ((z - threshold).abs() < ctx.bandwidth / 2) * (threshold / ctx.bandwidth)
-        through = grad * near
-        return torch.addcmul(through, grad, (z > threshold).to(grad.dtype)), -through.sum(0), None
+        through = grad * (((z - threshold).abs() < ctx.bandwidth / 2) * (threshold / ctx.bandwidth))
+        passed = grad * (z > threshold)
+        return passed + through if ctx.through_z else passed, -through.sum(0), None, None
+
+
+class _Step(torch.autograd.Function):
+    """H(z - threshold) as numbers, with the straight-through gradient to the threshold."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.bandwidth = bandwidth
+        return (z > threshold).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        (grad,) = grads
+        z, threshold = ctx.saved_tensors
+        near = (z - threshold).abs() < ctx.bandwidth / 2
+        return None, -(grad * near).sum(0) / ctx.bandwidth, None
 
 
 class JumpReLUSAE(SAE):
@@ -80,7 +114,18 @@ class JumpReLUSAE(SAE):
     def __init__(self, config: JumpReLUConfig, d_in: int, length: RunLength) -> None:
         super().__init__(config, d_in, length)
         self.config: JumpReLUConfig = config
-        self.threshold = nn.Parameter(torch.full((self.d_sae,), config.threshold_init or 0.0))
+        self.bandwidth = config.bandwidth or _BANDWIDTH[config.loss]
+        self.pre_act_coefficient = (_PRE_ACT[config.loss] if config.pre_act_coefficient is None
+                                    else config.pre_act_coefficient)
+        threshold = torch.full((self.d_sae,), config.threshold_init or 0.0)
+        if config.init == "kaiming":
+            # The decoder's rows were scaled to unit norm: the function stays the same if this goes to the other side.
+            with torch.no_grad():
+                self.W_enc.mul_(self.drawn_norms)
+            threshold *= self.drawn_norms
+        # With "step" this is the logarithm of the threshold.
+        self.theta = nn.Parameter(threshold)
+        self.set_threshold(threshold)
         self.controller: CoefficientController | FixedCoefficient
         if config.sparsity_coefficient is None:
             self.controller = CoefficientController(config.l0, 1.0, length.num_steps)
@@ -88,37 +133,77 @@ class JumpReLUSAE(SAE):
             self.controller = FixedCoefficient(config.sparsity_coefficient,
                                                round(config.coefficient_warmup * length.num_steps))
 
+    @property
+    def threshold(self) -> Tensor:
+        """[d_sae]: what a pre-activation must exceed, differentiable."""
+        return self.theta.exp() if self.config.loss == "step" else self.theta
+
+    @torch.no_grad()
+    def set_threshold(self, threshold: Tensor) -> None:
+        """Set the threshold ``[d_sae]``; below zero is zero, which is ReLU."""
+        self.theta.copy_(threshold.clamp_min(1e-8).log() if self.config.loss == "step" else threshold.clamp_min(0.0))
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        super().start_from(weights)
+        if "threshold" in weights:
+            self.set_threshold(weights["threshold"])
+
     def encode(self, x: Tensor) -> Tensor:
         pre_acts = self.pre_acts(x)
         return pre_acts.relu() * (pre_acts > self.threshold)
 
     def lr_multiples(self) -> dict[str, float]:
-        return {"threshold": self.config.threshold_lr}
+        return {"theta": self.config.threshold_lr}
 
-    @torch.no_grad()
     def _start_thresholds(self, pre_acts: Tensor) -> None:
         """Each latent fires on the same share of the first batch: far fewer to prune than from half of all."""
         share = min(0.5, self.config.start_l0 * self.config.l0 / self.d_sae)
         number = max(1, round(share * len(pre_acts)))
-        self.threshold.copy_(torch.topk(pre_acts, number, dim=0, sorted=True).values[-1].clamp_min(0.0))
+        self.set_threshold(torch.topk(pre_acts.detach(), number, dim=0, sorted=True).values[-1])
 
     def loss(self, x: Tensor, step: int) -> Loss:
+        config = self.config
         pre_acts = self.pre_acts(x).float()
-        if step == 0 and self.config.threshold_init is None and "threshold" not in self.given:
+        if step == 0 and config.threshold_init is None and "threshold" not in self.given:
             self._start_thresholds(pre_acts)
+        threshold = self.threshold
         latents: Tensor = _Jump.apply(  # type: ignore[no-untyped-call]
-            pre_acts, self.threshold, self.config.bandwidth)
+            pre_acts, threshold, self.bandwidth, config.loss == "tanh")
         error = self.reconstruction_error(x, decode_active(latents, self.W_dec) + self.b_dec)
-        penalty = self.controller.coefficient() * torch.tanh(self.config.tanh_scale * latents).sum() / len(x)
-        silent = (self.tokens_since_fired >= self.length.dead_window).to(pre_acts.dtype)
-        pull = (torch.relu(self.threshold - pre_acts) @ silent).sum() / len(x) * self.config.pre_act_coefficient
+        penalty = self.controller.coefficient() * self._penalty(pre_acts, threshold, latents) / len(x)
+        total, aux = error + penalty, error.new_zeros(())
+        if self.pre_act_coefficient > 0:
+            silent = (self.tokens_since_fired >= self.length.dead_window).to(pre_acts.dtype)
+            pull = (torch.relu(threshold - pre_acts) @ silent).sum() / len(x) * self.pre_act_coefficient
+            total, aux = total + pull, pull.detach()
         active = latents.detach() > 0
         l0 = active.sum() / len(x)
         self.controller.update(l0, step)
-        return Loss(total=error + penalty + pull, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
-                    aux=pull.detach(), l0=l0, fired=active.any(0))
+        return Loss(total=total, mse=error.detach() / self.d_in, sparsity=penalty.detach(), aux=aux, l0=l0,
+                    fired=active.any(0))
+
+    def _penalty(self, pre_acts: Tensor, threshold: Tensor, latents: Tensor) -> Tensor:
+        """What the coefficient multiplies, summed over the batch."""
+        if self.config.loss == "tanh":
+            return torch.tanh(self.config.tanh_scale * latents).sum()
+        active: Tensor = _Step.apply(pre_acts, threshold, self.bandwidth)  # type: ignore[no-untyped-call]
+        if self.config.loss == "step":
+            return active.sum()
+        return (active.sum(1) - self.config.l0).square().sum() * (2 / self.config.l0)
 
     @torch.no_grad()
     def after_step(self, loss: Loss, batch_size: int, step: int) -> None:
         super().after_step(loss, batch_size, step)
-        self.threshold.clamp_(min=0.0)
+        if self.config.loss != "step":
+            self.theta.clamp_(min=0.0)
+
+    @torch.no_grad()
+    def calibrate(self, batches: list[Tensor]) -> None:
+        """Shift all thresholds alike, so that these training rows have the asked mean L0."""
+        if self.config.sparsity_coefficient is None:
+            self.set_threshold(self.threshold + level_passed_by(self.config.l0, batches, self._margins))
+
+    def _margins(self, x: Tensor) -> Tensor:
+        """How far positive pre-activations are over their threshold, flat."""
+        pre_acts = self.pre_acts(x)
+        return (pre_acts - self.threshold)[pre_acts > 0]

@@ -3,8 +3,8 @@
     latents = ReLU(x W_enc + b_enc)
     loss    = |x - x_hat|^2 + c * sum_i latents_i,    rows of W_dec of unit norm
 
-Averaged over the batch. ``c`` follows the asked L0 (`train.sparsity`) or is given. L1 shrinks activations,
-so this is a baseline.
+Averaged over the batch. ``c`` follows the asked L0 (`train.sparsity`) or is given. Where it follows, a common shift
+of b_enc at the end sets the mean L0 of training rows. L1 shrinks activations, so this is a baseline.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import active_pairs, decode_pairs, gather_pre_acts, select_pairs
-from train.sparsity import CoefficientController, FixedCoefficient
+from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by
 
 
 class StandardConfig(SAEConfig):
@@ -53,7 +53,8 @@ class StandardSAE(SAE):
         return self.pre_acts(x).relu_()
 
     @torch.no_grad()
-    def _start_biases(self, x: Tensor) -> None:
+    def start(self, x: Tensor) -> None:
+        """Set b_enc from the first batch, so that each latent is active on the same share of it."""
         if self.config.start_l0 is not None and self.config.l1_coefficient is None:
             share = min(0.5, self.config.start_l0 * self.config.l0 / self.d_sae)
             number = max(1, round(share * len(x)))
@@ -61,7 +62,7 @@ class StandardSAE(SAE):
 
     def loss(self, x: Tensor, step: int) -> Loss:
         if step == 0 and "b_enc" not in self.given:
-            self._start_biases(x)
+            self.start(x)
         pre_acts = self.pre_acts(x)
         flat = active_pairs(pre_acts)
         if flat is None:
@@ -80,3 +81,13 @@ class StandardSAE(SAE):
         self.controller.update(l0, step)
         return Loss(total=error + penalty, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
                     aux=error.new_zeros(()), l0=l0, fired=fired)
+
+    @torch.no_grad()
+    def calibrate(self, batches: list[Tensor]) -> None:
+        """Shift b_enc, for all latents alike, so that these training rows have the asked mean L0."""
+        if self.config.l1_coefficient is None:
+            self.b_enc.sub_(level_passed_by(self.config.l0, batches, self._gates))
+
+    def _gates(self, x: Tensor) -> Tensor:
+        """What must be over zero for a latent to be active, flat."""
+        return self.pre_acts(x).flatten()

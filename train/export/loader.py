@@ -15,14 +15,17 @@ from train.tensor_files import read_tensors
 
 @dataclass(frozen=True)
 class ExportedSAE:
-    """An SAE as it lies on disk. ``architecture`` is SAELens's: "standard", "jumprelu" or "topk"."""
+    """An SAE as it lies on disk. ``architecture`` is SAELens's: "standard", "gated", "jumprelu" or "topk"."""
 
     architecture: str
     W_enc: Tensor
     b_enc: Tensor
+    """Of a gated SAE the gate's, b_gate."""
     W_dec: Tensor
     b_dec: Tensor
     threshold: Tensor | None
+    magnitude: tuple[Tensor, Tensor] | None
+    """r_mag and b_mag of a gated SAE."""
     k: int | None
     config: dict[str, Any]
     """The whole cfg.json."""
@@ -40,6 +43,9 @@ class ExportedSAE:
     def encode(self, x: Tensor) -> Tensor:
         """Latents ``[batch, d_sae]`` of raw activations ``[batch, d_in]``, computed in float32."""
         pre_acts = torch.addmm(self.b_enc, x.float() - self.b_dec, self.W_enc)
+        if self.magnitude is not None:
+            r_mag, b_mag = self.magnitude
+            return torch.addcmul(b_mag, pre_acts - self.b_enc, r_mag.exp()).relu() * (pre_acts > 0)
         if self.threshold is not None:
             return pre_acts.relu() * (pre_acts > self.threshold)
         if self.k is not None:
@@ -69,8 +75,12 @@ def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> Exported
     except ValueError as error:
         raise CorruptError(f"{folder / CONFIG} is no JSON: {error}.") from error
     tensors = read_tensors(folder / SAE_WEIGHTS, device)
-    expected = {"W_enc", "b_enc", "W_dec", "b_dec"} | ({"threshold"} if config["architecture"] == "jumprelu" else set())
+    gated = config["architecture"] == "gated"
+    expected = {"W_enc", "W_dec", "b_dec"} | ({"b_gate", "r_mag", "b_mag"} if gated else {"b_enc"})
+    if config["architecture"] == "jumprelu":
+        expected |= {"threshold"}
     if set(tensors) != expected or tensors["W_enc"].shape != (config["d_in"], config["d_sae"]):
         raise CorruptError(f"{folder / SAE_WEIGHTS} does not fit {CONFIG}: tensors {', '.join(sorted(tensors))}.")
-    return ExportedSAE(config["architecture"], tensors["W_enc"], tensors["b_enc"], tensors["W_dec"],
-                       tensors["b_dec"], tensors.get("threshold"), config.get("k"), config)
+    magnitude = (tensors["r_mag"], tensors["b_mag"]) if gated else None
+    return ExportedSAE(config["architecture"], tensors["W_enc"], tensors["b_gate" if gated else "b_enc"],
+                       tensors["W_dec"], tensors["b_dec"], tensors.get("threshold"), magnitude, config.get("k"), config)

@@ -1,8 +1,8 @@
 """The folder of an SAE, which is SAELens 6's: ``cfg.json`` and ``sae_weights.safetensors``.
 
-``SAE.load_from_disk`` opens it. SAELens has no "batchtopk" for use after training: with its threshold it is a
-"jumprelu". ``metadata.sae_lens_version`` must be there, or the loader takes the file for an old one and drops
-the metadata; keys that it does not know survive, so ours stand in a nested table.
+``SAE.load_from_disk`` opens it. SAELens has no "batchtopk" or "matryoshka" for use after training: with their
+threshold they are a "jumprelu". ``metadata.sae_lens_version`` must be there, or the loader takes the file for an old
+one and drops the metadata; keys that it does not know survive, so ours stand in a nested table.
 """
 
 import json
@@ -27,7 +27,8 @@ CONFIG = "cfg.json"
 LAYOUT_VERSION = "6.54.12"
 """The version of SAELens whose layout this is."""
 
-_ON_DISK = {"standard": "standard", "jumprelu": "jumprelu", "topk": "topk", "batchtopk": "jumprelu"}
+_ON_DISK = {"standard": "standard", "gated": "gated", "jumprelu": "jumprelu", "topk": "topk", "batchtopk": "jumprelu",
+            "matryoshka": "jumprelu"}
 
 
 def write_sae(folder: Path, sae: SAE, statistics: InputStatistics, metadata: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ def gradients(name, sparse, x, dead):
     return loss, {key: value.grad for key, value in sae.named_parameters()}
 
 
-@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
 @pytest.mark.parametrize("dead", [0, 3, 40])
 def test_sparse_gradients_equal_dense_autograd(name, dead):
     x = torch.randn(200, 24, generator=torch.Generator().manual_seed(2))
@@ -46,6 +46,7 @@ def test_a_row_with_no_positive_pre_activation_decodes_to_the_bias():
 
 @pytest.mark.parametrize(("name", "fields"), [
     ("standard", {"l1_coefficient": 0.7, "coefficient_warmup": 0}),
+    ("gated", {"l1_coefficient": 0.7, "coefficient_warmup": 0}),
     ("jumprelu", {"sparsity_coefficient": 0.3, "coefficient_warmup": 0, "threshold_init": 2.0, "bandwidth": 3.0}),
 ])
 @pytest.mark.parametrize("bias", [-2.0, -1e6])
@@ -56,7 +57,7 @@ def test_few_active_latents_have_the_gradients_of_dense_products(name, fields, b
         monkeypatch.setattr(sparse, "_SPARSE_SHARE", share)
         sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=96, **fields), 24, RunLength(1000, len(x)))
         with torch.no_grad():
-            sae.b_enc.fill_(bias if name == "standard" or bias < -10 else 0.0)
+            sae.b_enc.fill_(bias if name != "jumprelu" or bias < -10 else 0.0)
             sae.b_dec.copy_(torch.linspace(-0.1, 0.1, 24))
         loss = sae.loss(x, 1)
         assert (0 < loss.l0 < 96 / 16) == (bias > -10)

@@ -50,8 +50,11 @@ def test_the_tensors_are_exactly_those_of_the_layout(exported):
     sae, _, folder = exported
     tensors = load_file(folder / "sae_weights.safetensors")
     shapes = {"W_enc": (16, 40), "b_enc": (40,), "W_dec": (40, 16), "b_dec": (16,)}
-    if sae.name in ("jumprelu", "batchtopk"):
+    if sae.name in ("jumprelu", "batchtopk", "matryoshka"):
         shapes["threshold"] = (40,)
+    if sae.name == "gated":
+        del shapes["b_enc"]
+        shapes |= dict.fromkeys(("b_gate", "b_mag", "r_mag"), (40,))
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
     torch.testing.assert_close(tensors["W_dec"].norm(dim=1), torch.ones(40), rtol=1e-6, atol=1e-6)
 
@@ -59,7 +62,7 @@ def test_the_tensors_are_exactly_those_of_the_layout(exported):
 def test_cfg_json_has_what_saelens_and_its_users_look_up(exported):
     sae, _, folder = exported
     config = json.loads((folder / "cfg.json").read_text())
-    assert config["architecture"] == {"batchtopk": "jumprelu"}.get(sae.name, sae.name)
+    assert config["architecture"] == {"batchtopk": "jumprelu", "matryoshka": "jumprelu"}.get(sae.name, sae.name)
     assert (config["d_in"], config["d_sae"], config["dtype"]) == (16, 40, "float32")
     assert config["apply_b_dec_to_input"] is True
     assert config["normalize_activations"] == config["reshape_activations"] == "none"

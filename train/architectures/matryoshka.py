@@ -1,0 +1,92 @@
+"""Matryoshka BatchTopK (Bussmann, Nabeshima, Karvonen, Nanda 2025, arXiv 2503.17547): nested dictionaries.
+
+    latents = BatchTopK(x W_enc + b_enc)                      over all d_sae latents (`train.architectures.batchtopk`)
+    x_hat_m = sum_{g <= m} latents_g W_dec_g + b_dec          from the first d_m latents, d_1 < d_2 < ... < d_M = d_sae
+    loss    = mean_m |x - x_hat_m|^2 + AuxK of x_hat_M        AuxK as TopK's (`train.architectures.topk`)
+
+averaged over the batch, rows of W_dec of unit norm. Each prefix has to reconstruct by itself, so the first latents
+learn general features and later ones do not absorb them. The prefixes are nested: each group is decoded once, and
+the residual of one prefix less the next group's part is that of the next. The paper takes the sum over prefixes;
+the mean is the same but for the weight beside AuxK, which it leaves as it is in BatchTopK whatever M.
+
+The threshold of inference, and the form on disk (JumpReLU), are BatchTopK's.
+"""
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from train.architectures.base import Loss, RunLength
+from train.architectures.batchtopk import BatchTopKSAE
+from train.architectures.sparse import decode_pairs, gather_pre_acts, select_pairs
+from train.architectures.topk import TopKConfig
+
+
+class MatryoshkaConfig(TopKConfig):
+    """Fields of a [[sae]] table with ``architecture = "matryoshka"``."""
+
+    prefixes: tuple[float, ...] = Field(default=(1 / 32, 3 / 32, 7 / 32, 15 / 32), min_length=1)
+    """Widths of the inner dictionaries as shares of d_sae, ascending; d_sae itself is always the last. The default
+    are the paper's 2,048, 6,144, 14,336 and 30,720 of 65,536."""
+
+    @field_validator("prefixes")
+    @classmethod
+    def _ascending(cls, prefixes: tuple[float, ...]) -> tuple[float, ...]:
+        if list(prefixes) != sorted(set(prefixes)) or not 0 < prefixes[0] <= prefixes[-1] < 1:
+            raise ValueError("must be ascending shares between 0 and 1")
+        return prefixes
+
+
+class MatryoshkaSAE(BatchTopKSAE):
+    """See the module's docstring."""
+
+    Config = MatryoshkaConfig
+    name = "matryoshka"
+
+    def __init__(self, config: MatryoshkaConfig, d_in: int, length: RunLength) -> None:
+        super().__init__(config, d_in, length)
+        widths = sorted({max(1, round(share * self.d_sae)) for share in config.prefixes} | {self.d_sae})
+        self.group_sizes = [width - before for width, before in zip(widths, [0, *widths[:-1]], strict=True)]
+
+    def loss(self, x: Tensor, step: int) -> Loss:
+        if x.device.type == "cpu" and self.sparse_on_cpu:
+            parts, l0, fired = self._decode_sparse(x)
+        else:
+            parts, l0, fired = self._decode_dense(x)
+        residual = x - self.b_dec
+        prefix_errors = []
+        for part in parts:
+            residual = residual - part
+            prefix_errors.append(residual.square().sum() / len(x))
+        error = torch.stack(prefix_errors).mean()
+        aux = self.aux_loss(x, x - residual, step)
+        total = error if aux is None else error + aux
+        return Loss(total=total, mse=prefix_errors[-1].detach() / self.d_in, sparsity=error.new_zeros(()),
+                    aux=error.new_zeros(()) if aux is None else aux.detach(), l0=l0, fired=fired)
+
+    def _decode_sparse(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Each group's part of the reconstruction ``[batch, d_in]``, L0 and fired latents; over selected pairs only."""
+        with torch.no_grad():
+            pre_acts = self.pre_acts(x)
+            flat = self.choose(pre_acts)
+            flat = flat[pre_acts.flatten().index_select(0, flat) > 0]
+            chosen = select_pairs(flat, len(x), self.d_sae)
+        values = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, chosen)
+        parts, first = [], 0
+        for W_dec in torch.split(self.W_dec, self.group_sizes):
+            inside = ((chosen.latents >= first) & (chosen.latents < first + len(W_dec))).nonzero().squeeze(1)
+            within = chosen.rows[inside] * len(W_dec) + chosen.latents[inside] - first
+            parts.append(decode_pairs(values[inside], W_dec, select_pairs(within, len(x), len(W_dec))))
+            first += len(W_dec)
+        return parts, torch.tensor(len(flat) / len(x)), chosen.counts > 0
+
+    def _decode_dense(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The same through dense autograd: the form for GPUs."""
+        pre_acts = self.pre_acts(x)
+        with torch.no_grad():
+            mask = torch.zeros_like(pre_acts, dtype=torch.bool)
+            mask.view(-1)[self.choose(pre_acts)] = True
+            mask &= pre_acts > 0
+        latents = torch.split(pre_acts * mask, self.group_sizes, dim=1)
+        parts = [group @ W_dec for group, W_dec in zip(latents, torch.split(self.W_dec, self.group_sizes), strict=True)]
+        return parts, mask.sum() / len(x), mask.any(0)
