@@ -69,6 +69,12 @@ def test_the_archive_is_as_much_smaller_as_the_readme_says():
     assert f"{RESULTS['cache_tiers']['archive']['ratio']:.2f}x smaller" in PAGES["README.md"]
 
 
+def test_templates_are_as_fast_as_the_readme_says():
+    embedded, short = (contest["ratio"] for contest in RESULTS["templating"]["contests"].values())
+    text = " ".join(PAGES["README.md"].split())
+    assert f"types at {embedded:.2f} of its speed for the embedded chats, at {short:.2f} for short ones" in text
+
+
 @pytest.mark.parametrize("layer", [9, 15])
 def test_the_plain_loop_of_the_quality_page_is_that_of_the_results(layer):
     found = RESULTS[f"plain_loop_layer{layer}"]
