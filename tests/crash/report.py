@@ -1,6 +1,6 @@
-"""docs/reliability.md, from what a whole run counted:
+"""docs/reliability.md, from what a whole run counted, in one session or in several:
 
-    python -m tests.crash.report docs/reliability.md COUNTS
+    python -m tests.crash.report docs/reliability.md COUNTS...
 """
 
 import os
@@ -132,10 +132,11 @@ _PIECES = {
 }
 
 
-def main(path: str, saved: str) -> None:
+def main(path: str, *saved: str) -> None:
     """Write the report; a run that tried too little, or in which a test failed, ends with an error."""
     counts = Counts()
-    counts.add_all(Path(saved).read_text())
+    for one in saved:
+        counts.add_all(Path(one).read_text())
     missing = too_little(counts)
     counts.not_run += missing
     write(Path(path), counts)

@@ -12,10 +12,11 @@ import pytest
 
 from shared import storage
 from shared.errors import StorageError, TryAgainError
-from shared.format.layout import PLAN, TMP, Geometry
+from shared.format.layout import PLAN, Geometry
 from shared.reading.cache import open_cache
 from shared.upkeep.transcode import transcode
 from shared.upkeep.verify import files_to_check, verify
+from tests.crash.oracle import leftovers
 from tests.shared import small
 from tests.tiny import promised
 
@@ -73,7 +74,7 @@ def finish(source, target, tier, wanted):
     assert_whole_as_far_as_it_goes(target)
     transcode(source, target, tier, threads=1)
     assert promised(target) == wanted
-    assert not [path for path in (target / TMP).rglob("*") if path.is_file()]
+    assert leftovers(target) == []
     shutil.rmtree(target)
 
 
