@@ -6,9 +6,10 @@ in log space, so that latents are thinned out slowly and not killed; and for the
 coefficient is frozen, so that what is left of the run settles under one loss.
 
 An SAE that learns needs ever less of a penalty for the same L0. An integral controller follows such a drift at a
-distance of drift / gain: with a quarter of today's gain, L0 ended 9 % under the asked one (layer 9 of the embedded
-model, 100 k tokens; on training and on held-out rows alike, and already when the coefficient was frozen). The rest
-is left to `level_passed_by`: with the final weights, a common shift of the thresholds.
+distance of drift / gain: a quarter of today's gain left L0 9 % under the asked one (Standard, layer 9 of the embedded
+model, 200 steps of 512 rows), on training and on held-out rows alike and already when the coefficient was frozen, after
+which it stayed. In so short a run the gain is at its limit and still leaves 7 %. So the rest is left to
+`level_passed_by`: with the final weights, a common shift of thresholds or biases.
 """
 
 import math

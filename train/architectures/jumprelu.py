@@ -22,7 +22,9 @@ width ``bandwidth`` (eps) around the threshold:
   row; otherwise like "step", with the threshold itself as parameter, eps 0.05 and p 3e-6.
 
 ``c`` follows the asked L0 (`train.sparsity`) or is given. Where it follows, a common shift of the thresholds at the
-end sets the mean L0 of training rows.
+end sets the mean L0 of training rows. "target_l0" comes to L by itself with a fixed c of 1, but explains less: 0.850
+against 0.858 at L0 32 (layer 9 of the embedded model, 100 k tokens, 2x, one seed), where a c that follows falls to 0.1,
+lets L0 rise to 41, and leaves more to the shift.
 """
 
 from collections.abc import Mapping
