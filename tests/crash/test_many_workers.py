@@ -133,7 +133,7 @@ def test_where_the_disk_fills_up_all_stop_with_exit_75_and_lose_nothing(warms, m
             acknowledged += [unit for worker in workers for unit in worker.said("ACK")]
             stopped += sum(worker.ended[-1].code == 75 for worker in workers)
             assert {worker.ended[-1].code for worker in workers} <= {0, 75}
-            assert set(acknowledged) == committed_units(cache)
+            assert set(acknowledged) <= committed_units(cache)  # what failed after its record was there is committed
             assert damage(cache) == []
     assert stopped >= 2, "the disk was never full while anybody worked"
     full.unlink()

@@ -69,7 +69,7 @@ SLOW = ("import time, harvest.forward as f; run = f.Forward.run; "
 """Prelude of a command whose batches take a while, so that it is met at work."""
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
