@@ -5,8 +5,9 @@ batch's. The sample depends on the cache, the units and the token policy alone; 
 random numbers and nothing is kept, so that weights are the same with and without it, and a resumed run goes on.
 
 Cost: an encoder and a decoder product over ``held_out_rows`` rows, every 400,000 training tokens by default. With
-2,048 rows that is 1 / 600 of the products of a dense step over as many tokens, and at most some 2 % of a TopK step's
-time. The rows (2 * d_in bytes each) stay on the device.
+2,048 rows one measurement took as long as 2.7 steps of TopK, 3.0 of BatchTopK, 0.8 of Standard and 0.6 of JumpReLU
+(processor seconds of one thread): of the 390 steps of batch 1,024 between two of them, under 1 %. The rows
+(2 * d_in bytes each) stay on the device.
 """
 
 from collections.abc import Sequence

@@ -82,22 +82,10 @@ def test_a_signal_writes_a_checkpoint_and_the_exit_code_says_so(reference, tmp_p
     assert weights(folders) == weights(reference)
 
 
-def test_units_committed_later_do_not_change_a_run_that_goes_on(tmp_path, monkeypatch):
+def test_units_committed_later_do_not_change_a_run_that_goes_on(tmp_path):
     recipe = {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][:1]}
     _, expected = tiny_run.train(tmp_path / "a", recipe, units=[0, 1])
-    with monkeypatch.context() as patch:
-        from train.trainer import Trainer
-
-        original = Trainer.step
-
-        def step(self, x, variance, count):
-            if count == 50:
-                raise KeyboardInterrupt
-            original(self, x, variance, count)
-
-        patch.setattr(Trainer, "step", step)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_run.train(tmp_path / "b", recipe, units=[0, 1])
+    tiny_run.stopped_at(50, tmp_path / "b", recipe, units=[0, 1])
     _, folders = tiny_run.train(tmp_path / "b", recipe, units=[0, 1, 2, 3])
     assert weights(folders) == weights(expected)
     assert read_sealed(folders[0] / "run.json")["units"] == [0, 1]
@@ -138,15 +126,10 @@ def test_a_member_that_was_finished_meanwhile_is_not_trained_again_with_its_set(
     from train.trainer import Trainer
 
     recipe = {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][:2]}
-    original = Trainer.step
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", lambda self, x, variance, count: stop_at(50, count) or
-                      original(self, x, variance, count))
-        with pytest.raises(KeyboardInterrupt):
-            tiny_run.train(tmp_path, recipe)
+    tiny_run.stopped_at(50, tmp_path, recipe)
     _, [finished] = tiny_run.train(tmp_path, {**recipe, "sae": recipe["sae"][:1]})
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished.iterdir()}
-    trained = []
+    trained, original = [], Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, x, variance, count: trained.append((self.name, count)) or
                         original(self, x, variance, count))
     _, folders = tiny_run.train(tmp_path, recipe)
@@ -154,8 +137,3 @@ def test_a_member_that_was_finished_meanwhile_is_not_trained_again_with_its_set(
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished.iterdir()} == before
     assert weights(folders).items() <= weights(reference).items()
     assert [path.name for path in (tmp_path / "fake" / "layer3" / CHECKPOINTS).iterdir()] == []
-
-
-def stop_at(step, count):
-    if count == step:
-        raise KeyboardInterrupt

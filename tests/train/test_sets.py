@@ -55,21 +55,6 @@ def test_what_does_not_fit_in_memory_at_once_takes_its_turn_and_ends_the_same(to
     assert list((folders[0].parent / CHECKPOINTS).iterdir()) == []
 
 
-def stopped_at(monkeypatch, step, runs, asked):
-    """Train until a step, and be killed there."""
-    original = Trainer.step
-
-    def stop(self, x, variance, count):
-        if count == step:
-            raise KeyboardInterrupt
-        original(self, x, variance, count)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_run.train(runs, asked)
-
-
 @pytest.fixture
 def steps(monkeypatch):
     """Counts the steps of each SAE, by the architecture that its name begins with."""
@@ -78,13 +63,13 @@ def steps(monkeypatch):
     return done
 
 
-def test_a_set_in_progress_is_divided_where_its_saes_are_asked_for_apart(together, tmp_path, monkeypatch, steps):
+def test_a_set_in_progress_is_divided_where_its_saes_are_asked_for_apart(together, tmp_path, steps):
     names = list(ARCHITECTURES)[:3]
-    stopped_at(monkeypatch, 43, tmp_path, recipe(*map(table, names)))
+    tiny_run.stopped_at(43, tmp_path, recipe(*map(table, names)))
     steps.clear()
     _, [first] = tiny_run.train(tmp_path, recipe(table(names[0])))
     assert steps == {names[0]: 20}  # from the checkpoint at 40
-    stopped_at(monkeypatch, 53, tmp_path, recipe(table(names[2])))
+    tiny_run.stopped_at(53, tmp_path, recipe(table(names[2])))
     layer = tmp_path / "fake" / "layer3"
     assert [len(found.saes) for found in sets_in_progress(layer)] == [1, 3]
     steps.clear()
@@ -97,9 +82,9 @@ def test_a_set_in_progress_is_divided_where_its_saes_are_asked_for_apart(togethe
     assert list((layer / CHECKPOINTS).iterdir()) == []
 
 
-def test_saes_that_were_not_begun_yet_join_those_that_were(together, tmp_path, monkeypatch, steps):
+def test_saes_that_were_not_begun_yet_join_those_that_were(together, tmp_path, steps):
     names = list(ARCHITECTURES)[:2]
-    stopped_at(monkeypatch, 33, tmp_path, recipe(table(names[0])))
+    tiny_run.stopped_at(33, tmp_path, recipe(table(names[0])))
     steps.clear()
     _, folders = tiny_run.train(tmp_path, recipe(*map(table, names)))
     assert steps == {names[0]: 30, names[1]: 60}

@@ -95,21 +95,9 @@ def test_where_the_source_lies_is_no_part_of_the_recipe(sources, tmp_path):
     assert plans[0][0].name == plans[1][0].name
 
 
-def test_killed_and_gone_on_with_it_has_the_same_bits(sources, tmp_path, monkeypatch):
-    from train.trainer import Trainer
-
+def test_killed_and_gone_on_with_it_has_the_same_bits(sources, tmp_path):
     recipe = {"train": TRAIN, "sae": [{"architecture": "jumprelu", "l0": 3.0, "warm_start": str(sources["jumprelu"])}]}
     _, expected = tiny_run.train(tmp_path / "a", recipe)
-    original = Trainer.step
-
-    def step(self, x, variance, count):
-        if count == 25:
-            raise KeyboardInterrupt
-        original(self, x, variance, count)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", step)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_run.train(tmp_path / "b", recipe)
+    tiny_run.stopped_at(25, tmp_path / "b", recipe)
     _, folders = tiny_run.train(tmp_path / "b", recipe)
     assert weights(folders) == weights(expected)

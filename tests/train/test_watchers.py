@@ -77,20 +77,8 @@ def test_a_watcher_that_fails_is_left_out_and_training_goes_on(fake, tmp_path, c
     assert [line["step"] for line in lines_of(folders[0])] == [7, 14, 21, 28, 35, 40]
 
 
-def test_a_training_that_goes_on_opens_the_same_run_from_its_checkpoint(fake, tmp_path, monkeypatch):
-    from train.trainer import Trainer
-
-    original = Trainer.step
-
-    def step(self, x, variance, count):
-        if count == 33:
-            raise KeyboardInterrupt
-        original(self, x, variance, count)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", step)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_run.train(tmp_path, RECIPE)
+def test_a_training_that_goes_on_opens_the_same_run_from_its_checkpoint(fake, tmp_path):
+    tiny_run.stopped_at(33, tmp_path, RECIPE)
     tiny_run.train(tmp_path, RECIPE)
     assert [watcher.run.start_step for watcher in fake.opened] == [0, 0, 30, 30]
     assert all(watcher.closed for watcher in fake.opened)

@@ -1,10 +1,14 @@
 """A tiny training run over a cache in memory."""
 
 from pathlib import Path
+from unittest.mock import patch
+
+import pytest
 
 from tests.train.fake_cache import FakeCache, planted
 from train.config import plan_saes, read_train_config, sae_tables
 from train.run import train_saes
+from train.trainer import Trainer
 
 RECIPE = {
     "train": {"batch_size": 64, "num_tokens": 64 * 120, "log_steps": 7, "checkpoint_steps": 10,
@@ -28,3 +32,16 @@ def train(runs, recipe=RECIPE, units=None, say=lambda line: None):
     opened = cache(units)
     saes = plan_saes(sae_tables(recipe, None), config, 3, opened.d_model)
     return opened, train_saes(opened, 3, config, saes, runs=Path(runs), device="cpu", say=say)
+
+
+def stopped_at(step, runs, recipe=RECIPE, units=None):
+    """Train until a step, and be stopped there without a warning: nothing is saved that was not saved by then."""
+    original = Trainer.step
+
+    def stop(self, x, variance, count):
+        if count == step:
+            raise KeyboardInterrupt
+        original(self, x, variance, count)
+
+    with patch.object(Trainer, "step", stop), pytest.raises(KeyboardInterrupt):
+        train(runs, recipe, units)

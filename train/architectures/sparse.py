@@ -89,6 +89,11 @@ def _sum_by_latent(dense: Tensor, values: Tensor, selection: Selection) -> Tenso
                          per_sample_weights=values[selection.by_latent])
 
 
+def _decode(values: Tensor, W_dec: Tensor, selection: Selection) -> Tensor:
+    """``sum over pairs of values * W_dec[latent]`` for each row: [n], [d_sae, d] -> [batch, d]."""
+    return embedding_bag(selection.latents, W_dec, selection.row_offsets, mode="sum", per_sample_weights=values)
+
+
 class _GatherPreActs(torch.autograd.Function):
     """``(x W_enc + b_enc)[rows, latents]`` from pre-activations already there; no gradient to x."""
 
@@ -115,8 +120,7 @@ class _DecodePairs(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, selection: Selection) -> Tensor:
         ctx.save_for_backward(values, W_dec)
         ctx.selection = selection
-        return embedding_bag(selection.latents, W_dec, selection.row_offsets, mode="sum",
-                             per_sample_weights=values)
+        return _decode(values, W_dec, selection)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -139,8 +143,7 @@ class _DecodeActive(torch.autograd.Function):
         values = latents.flatten().index_select(0, selection.flat)
         ctx.save_for_backward(values, W_dec)
         ctx.selection = selection
-        return embedding_bag(selection.latents, W_dec, selection.row_offsets, mode="sum",
-                             per_sample_weights=values)
+        return _decode(values, W_dec, selection)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -82,9 +82,7 @@ def finish(cache, plan, whole):
 
 
 @pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, TryAgainError), (errno.EIO, StorageError)])
-def test_whichever_operation_fails_the_unit_is_whole_or_absent_and_can_be_repeated(
-    fresh, whole, number, error
-):
+def test_whichever_operation_fails_the_unit_is_whole_or_absent_and_can_be_repeated(fresh, whole, number, error):
     names = operations(fresh)
     assert {"create", "allocate", "write", "fsync", "link", "rename", "fsync_folder", "chmod"} <= set(names)
     outcomes = set()
