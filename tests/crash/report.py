@@ -104,7 +104,8 @@ _PIECES = {
         "Every call of a recorded harvest is followed by a power cut on a simulated disk: bytes that were not fsynced "
         "are gone or half there; names made, renamed, linked or removed without an fsync of their folder are undone "
         "or not; none of these changes survives, or all, or all but up to three, or up to three alone. States that "
-        "differ only in temporaries that no record names count once.",
+        "differ only in temporaries that no record names count once. Then the same after a kill wherever a name is not "
+        "durable yet, the same command having gone on: up to a hundred states of each kill are judged.",
     ),
     "late writers": (
         "A writer that wakes late",

@@ -96,7 +96,7 @@ def test_without_any_single_fsync_and_in_any_other_order_harm_is_found(samples, 
         for name in share.of(list(MUTANTS), at_least=5):
             judged = harmed = 0
             for sample in samples:
-                more, bad = sample.judge(MUTANTS[name], most=share.number(100, at_least=20))
+                more, bad = sample.judge(MUTANTS[name], most=share.number(40, at_least=20))
                 judged, harmed = judged + more, harmed + bad
                 if harmed:
                     break

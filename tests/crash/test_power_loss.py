@@ -12,21 +12,25 @@ from tests.crash.oracle import Oracle
 from tests.crash.power import CrashStates
 from tests.crash.programs import compress, damage_unit, make_job, plan_and_harvest, repair
 from tests.crash.recordings import Judge, before_fsyncs, nobody, operations_of, record
+from tests.crash.share import evenly
 from tests.crash.small_harvest import harvest_alone
 from tests.crash.threaded_harvest import harvest_with_threads
 from tests.shared import small
 
+MOST_AFTER_A_KILL = 100
+"""States that are judged of each kill: there are 15,000 of 35 kills of a harvest alone, of 50 ms each."""
 
-def judge_all(recording, judge, share, counts, kind, up_to=3, seen=None, every=1):
+
+def judge_all(recording, judge, share, counts, kind, up_to=3, seen=None, most=None):
     """Judge a share of the states that cuts during a recording may leave; returns those that were judged.
 
     Args:
         seen: keys of states that need not be judged again.
-        every: cut the power after every so many operations only.
+        most: how many states are judged, evenly spread, where there are more.
     """
-    points = share.of(range(recording.killed_after(), len(recording.operations) + 1, every), at_least=12)
+    points = share.of(range(recording.killed_after(), len(recording.operations) + 1), at_least=12)
     states = CrashStates(recording.start, recording.operations, up_to, points, seen)
-    chosen = list(states)
+    chosen = list(states) if most is None else evenly(list(states), most)
     if share.share < 0.1:
         chosen = share.of(chosen, at_least=16)
     for state in chosen:
@@ -115,7 +119,7 @@ def test_a_harvest_that_was_killed_and_went_on_survives_a_power_cut(fresh, undis
     with counts.timed("power loss"):
         for before in share.of(points, at_least=2):
             recording = record(fresh(), harvest_alone, before)
-            judge_all(recording, judge, share, counts, "harvest killed before", 1, seen, every=2)
+            judge_all(recording, judge, share, counts, "harvest killed before", 1, seen, MOST_AFTER_A_KILL)
 
 
 @pytest.mark.parametrize("which", ["from_the_plan_on", "archiving"])
@@ -126,4 +130,4 @@ def test_others_that_were_killed_and_went_on_survive_a_power_cut(which, request,
     kind = "plan and harvest killed before" if which == "from_the_plan_on" else "archive killed before"
     with counts.timed("power loss"):
         for before in share.of(points, at_least=1):
-            judge_all(record(empty(), program, before), judge, share, counts, kind, 0, seen)
+            judge_all(record(empty(), program, before), judge, share, counts, kind, 0, seen, MOST_AFTER_A_KILL)
