@@ -22,6 +22,7 @@ from shared.sealed_json import read_sealed, seal
 from shared.upkeep.survey import survey
 from shared.upkeep.verify import surveyed_files, verify
 from tests import tiny
+from tests.crash.oracle import leftovers
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_killed_before_any_operation_a_unit_is_damaged_as_before_or_whole(copy, 
             outcomes.append("damaged")
         repair_here(trial, llama)
         assert arrays(trial) == arrays(cache_folder)
-        assert not [path for path in (trial / "tmp").rglob("*") if path.is_file()]
+        assert leftovers(trial) == []
     assert set(outcomes) == {"damaged", "whole"}
 
 
