@@ -11,6 +11,9 @@ from pathlib import Path
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
 
+_PATIENCE_S = 300
+"""How long anything is waited for: long enough on a machine that does much else."""
+
 _CONFIG = """
 ClusterName=granary
 SlurmctldHost={host}(127.0.0.1)
@@ -113,10 +116,10 @@ def running(folder: Path) -> Iterator[Slurm]:
     try:
         start("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket",
               f"--pid-file={folder}/munge.pid", f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munge.log")
-        wait_for(lambda: (folder / "munge.socket").exists(), 10)
+        wait_for(lambda: (folder / "munge.socket").exists())
         start("slurmctld", "-D", "-c", "-f", folder / "slurm.conf")
         start("slurmd", "-D", "-c", "-f", folder / "slurm.conf", "-N", host)
-        wait_for(lambda: "idle" in _quietly(lambda: slurm.run("sinfo", "-h", "-o", "%T")), 30)
+        wait_for(lambda: "idle" in _quietly(lambda: slurm.run("sinfo", "-h", "-o", "%T")))
         yield slurm
     finally:
         for process in reversed(processes):
@@ -135,9 +138,13 @@ def _quietly(ask) -> str:
         return ""
 
 
-def wait_for(condition, seconds: float) -> None:
-    """Wait until ``condition`` holds."""
-    deadline = time.monotonic() + seconds
+def wait_for(condition) -> None:
+    """Wait until ``condition`` holds.
+
+    Raises:
+        AssertionError: it did not.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.2)
