@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.measuring import median_ratio, save
 from shared.format.layout import BLOCK_ROWS, GROUP, shard_file
-from shared.reading.cache import open_cache
+from shared.reading.cache import Cache, open_cache
 from shared.upkeep.verify import files_to_check, verify
 from train.batches import Batches
 
@@ -39,8 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     cache = open_cache(arguments.cache)
-    files = [cache.path / GROUP / shard_file(arguments.layer, shard)
-             for unit in cache.committed_units(arguments.layer) for shard in cache.geometry.unit_shards(unit)]
+    files = layer_files(cache, arguments.layer)
     size = sum(path.stat().st_size for path in files)
     figures: dict[str, object] = {"bytes": size, "rounds": arguments.rounds}
     for state in ("cold", "warm"):
@@ -69,6 +68,12 @@ def main() -> None:
         figures[state] = {"seconds": seconds, "gb_per_second": speeds, "share_of_sequential_read": shares,
                           "times_random_rows": times}
     save("reader_speed", figures)
+
+
+def layer_files(cache: Cache, layer: int) -> list[Path]:
+    """The shards of a layer's committed units."""
+    return [cache.path / GROUP / shard_file(layer, shard)
+            for unit in cache.committed_units(layer) for shard in cache.geometry.unit_shards(unit)]
 
 
 def drop_pages(files: list[Path]) -> None:
