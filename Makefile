@@ -107,6 +107,7 @@ bench: $(READY) $(PEERS)/.ready ## Speed, as ratios, contenders interleaved in o
 	$(PY) -m benchmarks.deduplicate
 	$(PY) -m benchmarks.templating
 	$(PY) -m benchmarks.chat_fuzz
+	$(PY) -m benchmarks.evaluate_speed
 
 bench-train: $(READY) $(PEERS)/.ready ## Training steps against other packages' trainers, an hour (after make demo: its activations)
 	$(PY) -m benchmarks.train_step --peers $(PEERS)/bin/python $(if $(CACHE),--cache "$(CACHE)")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.runs import FinishedRun
+from pipelines.runs import Evaluated, FinishedRun
 
 NOT_DEFINED = "–"
 
@@ -19,6 +19,8 @@ class FigureRow:
     cells: list[str]
     exact: list[str]
     """The same figures with all digits, as eval.json has them."""
+    intervals: list[str]
+    """95 % intervals of the same figures; empty where one has none."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ _FIGURES = (
     _Figure("explained variance", "policy", "explained_variance", "share of 1", ".3f"),
     _Figure("L0", "content", "l0", "active latents per token", ".1f"),
     _Figure("L0", "policy", "l0", "active latents per token", ".1f"),
+    _Figure("cosine of x and its reconstruction", "content", "cosine", "mean over tokens", ".3f"),
+    _Figure("shrinkage", "content", "shrinkage", "1 is none, less is shrunk", ".3f"),
     _Figure("mse", "content", "mse", "squared activation per dimension", "#.3g"),
     _Figure("log2 mse_paper", "policy", "log2_mse_paper", "log2, mean of conversations' means", ".2f"),
     _Figure("log2 mse", "special", "log2_mse", "log2, per dimension", ".2f"),
@@ -49,7 +53,7 @@ _FIGURES = (
 )
 
 
-def figure_rows(runs: Sequence[FinishedRun]) -> list[FigureRow]:
+def figure_rows(runs: Sequence[Evaluated]) -> list[FigureRow]:
     """The rows of the table; every number is eval.json's."""
     rows = []
     for figure in _FIGURES:
@@ -62,12 +66,17 @@ def figure_rows(runs: Sequence[FinishedRun]) -> list[FigureRow]:
             unit=figure.unit,
             cells=[NOT_DEFINED if value is None else format(value, figure.form) for value in values],
             exact=["" if value is None else repr(value) for value in values],
+            intervals=[_interval(run.interval(figure.subset, figure.metric), figure.form) for run in runs],
         ))
     return [*rows, *_dead_rows(runs)]
 
 
-def _dead_rows(runs: Sequence[FinishedRun]) -> list[FigureRow]:
-    latents = [run.evaluation["latents"] for run in runs]
+def _interval(ends: tuple[float, float] | None, form: str) -> str:
+    return "" if ends is None else " to ".join(format(end, form) for end in ends)
+
+
+def _dead_rows(runs: Sequence[Evaluated]) -> list[FigureRow]:
+    latents = [run.evaluation["latents"] for run in runs if isinstance(run, FinishedRun)]
     windows = sorted({entry["dead_train_window_tokens"] for entry in latents})
     rows = [_dead_row(runs, "dead_train", "none of the last "
                       + " or ".join(f"{window:,}" for window in windows) + " training tokens")]
@@ -78,8 +87,8 @@ def _dead_rows(runs: Sequence[FinishedRun]) -> list[FigureRow]:
     return rows
 
 
-def _dead_row(runs: Sequence[FinishedRun], key: str, fired_on: str) -> FigureRow:
-    counts = [run.evaluation["latents"][key] for run in runs]
+def _dead_row(runs: Sequence[Evaluated], key: str, fired_on: str) -> FigureRow:
+    counts = [run.evaluation["latents"][key] if isinstance(run, FinishedRun) else None for run in runs]
     return FigureRow(
         title="dead latents",
         subset=f"active on {fired_on}",
@@ -87,10 +96,11 @@ def _dead_row(runs: Sequence[FinishedRun], key: str, fired_on: str) -> FigureRow
         cells=[NOT_DEFINED if count is None else f"{count:,} ({count / run.evaluation['d_sae']:.1%})"
                for count, run in zip(counts, runs, strict=True)],
         exact=["" if count is None else str(count) for count in counts],
+        intervals=["" for _ in counts],
     )
 
 
-def as_markdown(runs: Sequence[FinishedRun]) -> str:
+def as_markdown(runs: Sequence[Evaluated]) -> str:
     """The table as Markdown, for a file beside the runs."""
     first = runs[0].evaluation
     lines = [
@@ -98,13 +108,18 @@ def as_markdown(runs: Sequence[FinishedRun]) -> str:
         "",
         "Content tokens are the text of messages. Ordinary tokens are those that the SAE's token policy keeps "
         "(by default all but position 0 and outliers of the norm). Explained variance is centred on the subset's "
-        "own mean.",
+        "own mean. In brackets: 95 % intervals over held-out conversations drawn again.",
         "",
         _line(["figure", "held-out tokens", "unit", *(f"`{run.name}`" for run in runs)]),
         _line(["---", "---", "---", *("---:" for _ in runs)]),
-        *(_line([row.title, row.subset, row.unit, *row.cells]) for row in figure_rows(runs)),
+        *(_line([row.title, row.subset, row.unit, *map(_with_interval, row.cells, row.intervals)])
+          for row in figure_rows(runs)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _with_interval(cell: str, interval: str) -> str:
+    return f"{cell} ({interval})" if interval else cell
 
 
 def _line(cells: Sequence[str]) -> str:

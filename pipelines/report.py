@@ -21,7 +21,7 @@ from pipelines.contexts import (
 )
 from pipelines.conversation_view import choose_conversation, show_conversation
 from pipelines.figures_table import figure_rows
-from pipelines.runs import FinishedRun, read_runs
+from pipelines.runs import FinishedRun, baselines_of, read_runs
 from shared import storage
 from shared.format.tokens import TokenClass
 from shared.provenance import versions
@@ -61,10 +61,12 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
     described = next((run for run in runs if run.architecture == "batchtopk"), runs[0])
     firings, latents = _latents(cache, layer, described)
     scatter = plots.explained_variance_l0(runs)
+    columns = [*runs, *baselines_of(folders[0].parent, cache, layer)]
     page = render(
         _TEMPLATES, "report.html",
         runs=runs,
-        rows=figure_rows(runs),
+        columns=columns,
+        rows=figure_rows(columns),
         facts=_facts(cache, layer, runs),
         command=command,
         versions=versions(),

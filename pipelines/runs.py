@@ -1,4 +1,4 @@
-"""Finished runs as they lie on disk, read for reports: run.json, eval.json, metrics.jsonl."""
+"""Finished runs and baselines as they lie on disk, read for reports: run.json, eval.json, metrics.jsonl."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from typing import Any
 from shared.errors import CorruptError, DataError, RecipeError, StorageError
 from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed
-from train.evaluate import EVAL
+from train.baselines import read_baselines
+from train.evaluation_files import EVAL
 from train.metrics_log import METRICS
 from train.training_set import RUN, layer_folder
 
@@ -18,21 +19,42 @@ _TITLES = {"standard": "Standard", "gated": "Gated", "jumprelu": "JumpReLU", "to
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class Evaluated:
+    """Something evaluated on the held-out rows: a baseline, or as `FinishedRun` an SAE."""
+
+    evaluation: dict[str, Any]
+    """eval.json"""
+
+    @property
+    def name(self) -> str:
+        """The name, which is the folder's."""
+        return str(self.evaluation["sae"])
+
+    @property
+    def label(self) -> str:
+        """A short name for people: "PCA, k 32"."""
+        return str(self.evaluation["baseline"]["label"])
+
+    def figure(self, subset: str, metric: str) -> float | None:
+        """One figure of eval.json; None where the subset has no rows or the figure is not defined."""
+        value = self.evaluation["subsets"].get(subset, {}).get(metric)
+        return None if value is None else float(value)
+
+    def interval(self, subset: str, metric: str) -> tuple[float, float] | None:
+        """The 95 % interval of a figure; None where it has none."""
+        ends = self.evaluation["subsets"].get(subset, {}).get("intervals", {}).get(metric)
+        return None if ends is None else (float(ends[0]), float(ends[1]))
+
+
+@dataclass(frozen=True)
+class FinishedRun(Evaluated):
     """One trained and evaluated SAE."""
 
     folder: Path
     record: dict[str, Any]
     """run.json"""
-    evaluation: dict[str, Any]
-    """eval.json"""
     metrics: list[dict[str, float | None]]
     """metrics.jsonl, line by line"""
-
-    @property
-    def name(self) -> str:
-        """The SAE's name, which is its folder's."""
-        return str(self.evaluation["sae"])
 
     @property
     def architecture(self) -> str:
@@ -51,11 +73,6 @@ class FinishedRun:
         seed = "" if seed == "s0" else f", seed {seed.removeprefix('s')}"
         return f"{_TITLES.get(self.architecture, self.architecture)} {width:.3g}x, {sparsity}{seed}"
 
-    def figure(self, subset: str, metric: str) -> float | None:
-        """One figure of eval.json; None where the subset has no rows or the figure is not defined."""
-        value = self.evaluation["subsets"].get(subset, {}).get(metric)
-        return None if value is None else float(value)
-
 
 def finished_folders(runs: Path, cache: Cache, layer: int) -> list[Path]:
     """The folders of the finished SAEs of a layer, by name.
@@ -71,6 +88,11 @@ def finished_folders(runs: Path, cache: Cache, layer: int) -> list[Path]:
         raise RecipeError(f"No finished SAE in {folder}{other}. Train some: make train LAYER={layer} "
                           f"CACHE={cache.path}")
     return folders
+
+
+def baselines_of(folder: Path, cache: Cache, layer: int) -> list[Evaluated]:
+    """The baselines in a layer's folder that were evaluated on the held-out rows that are there now."""
+    return [Evaluated(content) for content in read_baselines(cache, layer, folder)]
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:

@@ -1,4 +1,4 @@
-"""The tables that end a run: figures of each SAE by subset, then explained variance by class."""
+"""The tables that end a run: figures of each SAE, or baseline, by subset, then explained variance by class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,14 +38,16 @@ def print_summary(evaluations: Sequence[dict[str, Any]], console: Console) -> No
     for start in range(0, len(evaluations), columns):
         _print_classes(evaluations[start : start + columns], console)
     for evaluation in evaluations:
-        console.print(f"{evaluation['sae']}: {_dead(evaluation)}", highlight=False, soft_wrap=True)
+        if "baseline" not in evaluation:
+            console.print(f"{evaluation['sae']}: {_dead(evaluation)}", highlight=False, soft_wrap=True)
     console.print("mse is per dimension, in the units of the model; every explained variance is centred on its "
-                  "own rows' mean.", highlight=False, soft_wrap=True)
+                  "own rows' mean. 95 % intervals stand in eval.json.", highlight=False,
+                  soft_wrap=True)
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
-    return [f"{figures['num_rows']:,}", _number(figures["explained_variance"], ".4f"), _number(figures["l0"], ".1f"),
-            _number(figures["mse"], ".4g"), _number(figures["log2_mse_paper"], ".2f")]
+    return [f"{figures['num_rows']:,}", _number(figures["explained_variance"], ".4f"),
+            _number(figures["l0"], ".1f"), _number(figures["mse"], ".4g"), _number(figures["log2_mse_paper"], ".2f")]
 
 
 def _print_classes(evaluations: Sequence[dict[str, Any]], console: Console) -> None:
@@ -53,9 +55,7 @@ def _print_classes(evaluations: Sequence[dict[str, Any]], console: Console) -> N
     table.add_column("class", no_wrap=True)
     table.add_column("rows", justify="right", no_wrap=True)
     for evaluation in evaluations:
-        # "batchtopk-4608-k32-s0-1a2b3c" over three lines: kind, width, sparsity
-        table.add_column("\n".join([*evaluation["sae"].split("-", 2)[:2], _sparsity(evaluation["sae"])]),
-                         justify="right", no_wrap=True)
+        table.add_column(_heading(evaluation), justify="right", no_wrap=True)
     for name, figures in evaluations[0]["subsets"].items():
         if name.startswith("class:"):
             found = [evaluation["subsets"].get(name, {}) for evaluation in evaluations]
@@ -65,8 +65,11 @@ def _print_classes(evaluations: Sequence[dict[str, Any]], console: Console) -> N
     console.print(table)
 
 
-def _sparsity(name: str) -> str:
-    return name.rsplit("-", 2)[0].split("-", 2)[2]
+def _heading(evaluation: dict[str, Any]) -> str:
+    """ "batchtopk-4608-k32-s0-1a2b3c" over three lines: kind, width, sparsity; a baseline's label likewise."""
+    if "baseline" in evaluation:
+        return str(evaluation["baseline"]["label"]).replace(", ", "\n")
+    return "\n".join(evaluation["sae"].rsplit("-", 2)[0].split("-", 2))
 
 
 def _dead(evaluation: dict[str, Any]) -> str:

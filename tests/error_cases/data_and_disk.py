@@ -146,6 +146,13 @@ def an_sae_without_its_weights(w):
     evaluate_saes(cache, 3, [folder])
 
 
+@case(65, "holds out 1 conversation", "conversation 95", then="Harvest it anew")
+def held_out_conversations_that_were_trained_on(w):
+    cache, [folder] = tiny_run.train(w.tmp, ONE_SAE)
+    cache.keys[95] = cache.keys[0]
+    evaluate_saes(cache, 3, [folder])
+
+
 @case(75, "'org/name'", then="MODEL=path/to/folder")
 def a_hub_that_cannot_be_reached(w):
     find_model("org/name")

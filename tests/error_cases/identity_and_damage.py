@@ -123,6 +123,19 @@ def a_name_that_leads_out_of_the_cache(w):
     inside(w.cache, "../outside")
 
 
+@case(76, "eeeeeeeeeeee", "ffffffffffff", then="--cache NAME")
+def an_sae_of_another_cache_that_is_evaluated(w):
+    cache, [folder] = tiny_run.train(w.tmp, ONE_SAE)
+    cache.cache_id = "e" * 32
+    evaluate_saes(cache, 3, [folder])
+
+
+@case(76, "on layer 3, not on layer 4", then="--layer 3")
+def an_sae_of_another_layer_that_is_evaluated(w):
+    cache, [folder] = tiny_run.train(w.tmp, ONE_SAE)
+    evaluate_saes(cache, 4, [folder])
+
+
 @case(77, "sae_weights.safetensors", "damaged", then="--fresh")
 def a_damaged_sae(w):
     cache, [folder] = tiny_run.train(w.tmp, ONE_SAE)

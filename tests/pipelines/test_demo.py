@@ -119,6 +119,23 @@ def test_evaluating_twice_gives_equal_files(demo, tmp_path):
     assert "table.md" in output
 
 
+def test_baselines_stand_in_the_table_beside_the_saes_from_then_on(demo, tmp_path):
+    layer_folder = shutil.copytree(demo.layer_folder, tmp_path / "runs" / "small" / "layer2")
+    arguments = ["evaluate", "--cache", str(demo.cache_path), "--layer", "2", "--runs", str(tmp_path / "runs"),
+                 "--device", "cpu"]
+    output = invoke(*arguments, "--baselines").output
+    names = sorted(path.name for path in (layer_folder / "baselines").iterdir())
+    kinds = {name.rsplit("-", 1)[0] for name in names}
+    assert {"identity", "pca-k4", "random-128-k4-s0", "token_mean"} <= kinds
+    assert len(kinds) == 6  # and two for the L0 that the other SAE came out with
+    table = (layer_folder / "table.md").read_text()
+    assert all(f"`{name}`" in table for name in names)
+    assert " to " in table  # intervals
+    assert "PCA" in output
+    invoke(*arguments)
+    assert (layer_folder / "table.md").read_text() == table
+
+
 def test_evaluating_a_layer_without_saes_says_what_to_type(demo):
     with pytest.raises(RecipeError, match=r"No finished SAE in .*layer0. Train some: make train LAYER=0"):
         invoke("evaluate", "--cache", str(demo.cache_path), "--layer", "0", "--runs", str(demo.runs))

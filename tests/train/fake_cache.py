@@ -1,6 +1,7 @@
 """A cache in memory with the attributes that train reads, over numpy arrays."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -57,6 +58,12 @@ class FakeCache:
         self.token_id = np.arange(n, dtype=np.int32)
         self.sequence_offset = np.unique(np.append(np.arange(0, n, sequence), n)).astype(np.int64)
         self.conversation_offset = self.sequence_offset
+
+        self.keys = np.arange(len(self.conversation_offset) - 1, dtype=np.uint64)
+
+    def array(self, name):
+        assert name == "conversations/key"
+        return SimpleNamespace(read=lambda: self.keys)
 
     def committed_units(self, layer):
         return self.units

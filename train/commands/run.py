@@ -14,7 +14,8 @@ from shared.recipe import find_recipe, read_recipe
 from train.choose_cache import CACHES, choose_cache
 from train.determinism import be_deterministic
 from train.dry_run import print_plan
-from train.evaluate import EVAL, evaluate_saes, not_evaluated
+from train.evaluate import evaluate_saes, not_evaluated
+from train.evaluation_files import EVAL
 from train.groups import Group, plan_groups, share_of, train_configs
 from train.processes import Process, this_process
 from train.run import train_saes
