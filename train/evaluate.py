@@ -18,8 +18,8 @@ from shared.digests import file_digest
 from shared.errors import CorruptError, StorageError
 from shared.progress import Progress
 from shared.reading.cache import Cache
-from shared.sealed_json import read_sealed
 from train.export import ExportedSAE, load_sae
+from train.foreign import read_record
 from train.metrics import (
     ErrorSums,
     Floats,
@@ -65,7 +65,7 @@ def evaluate_saes(cache: Cache, layer: int, folders: Sequence[Path], device: str
     rows = cache.rows(layer=layer, split="held_out")
     if len(rows) == 0:
         return []
-    runs = [read_sealed(folder / RUN) for folder in folders]
+    runs = [read_record(folder) for folder in folders]
     by_policy: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
         by_policy.setdefault(json.dumps([run["policy"], run["resolved"]["median_norm"]]), []).append(number)
@@ -77,8 +77,9 @@ def evaluate_saes(cache: Cache, layer: int, folders: Sequence[Path], device: str
         inputs = InputSums.empty(len(groups.role), cache.d_model)
         candidates = []
         for number in numbers:
-            check_files(folders[number], runs[number])
-            sae = load_sae(folders[number], device)
+            place = Path(runs[number].get("folder", folders[number]))  # a foreign one's weights lie elsewhere
+            check_files(place, runs[number])
+            sae = load_sae(place, device)
             candidates.append(Candidate(folders[number], sae, runs[number], ErrorSums.empty(len(groups.role)),
                                         np.zeros(len(rows)), np.zeros(sae.d_sae, np.int64)))
         _stream(cache, layer, rows, group, kept, inputs, candidates, device)
@@ -146,6 +147,7 @@ def _write(cache: Cache, layer: int, rows: Ints, groups: Groups, group: Ints, in
         "format_version": 1,
         "sae": run["name"],
         "architecture": run["architecture"],
+        **{key: run[key] for key in ("source", "commit", "files") if "source" in run},  # of a foreign SAE
         "cache": cache.name,
         "cache_id": cache.cache_id,
         "layer": layer,
