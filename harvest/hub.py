@@ -2,7 +2,7 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,21 @@ RepoType = Literal["model", "dataset"]
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 """Errors of the disk that a download is written to, not of the network."""
 
+_LOCAL: dict[RepoType, str] = {
+    "model": "MODEL=path/to/folder (config.json, *.safetensors, tokenizer.json)",
+    "dataset": "DATA=my.jsonl, or DATA=chitchat for the embedded chats",
+}
+"""How local files are named in the place of a repository."""
+
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 @contextlib.contextmanager
-def hub_errors(repo: str, repo_type: RepoType) -> Iterator[None]:
+def hub_errors(repo: str, repo_type: RepoType, local: str | None = None) -> Iterator[None]:
     """Turn the hub's errors into what a user can do about them.
+
+    Args:
+        local: how local files are named instead. Default: as those of a model or of data are.
 
     Raises:
         RecipeError: unknown or gated repository. TryAgainError: the hub cannot be reached.
@@ -52,8 +61,7 @@ def hub_errors(repo: str, repo_type: RepoType) -> Iterator[None]:
             raise
         raise TryAgainError(
             f"Cannot reach the model hub for {repo!r} ({type(error).__name__}). Check the network, or use local files: "
-            + ("MODEL=path/to/folder (config.json, *.safetensors, tokenizer.json)" if repo_type == "model"
-               else "DATA=my.jsonl, or DATA=chitchat for the embedded chats")
+            + (local or _LOCAL[repo_type])
         ) from None
 
 
@@ -107,3 +115,19 @@ def download_model(repo: str, commit: str, with_code: bool = False) -> Path:
     patterns = [*_MODEL_FILES, "*.py"] if with_code else _MODEL_FILES
     with hub_errors(repo, "model"):
         return Path(huggingface_hub.snapshot_download(repo, revision=commit, allow_patterns=patterns))
+
+
+def download_sae(repo: str, subfolder: str, names: Sequence[str]) -> tuple[Path, str]:
+    """Those of some files that a folder of an SAE's repository has, as a local folder; and the commit.
+
+    Args:
+        subfolder: "" for the repository's own.
+        names: of the files; nothing else is downloaded.
+
+    Raises:
+        RecipeError: unknown or gated repository. TryAgainError: the hub cannot be reached.
+    """
+    prefix = f"{subfolder}/" if subfolder else ""
+    with hub_errors(repo, "model", local="--sae path/to/folder"):
+        snapshot = Path(huggingface_hub.snapshot_download(repo, allow_patterns=[prefix + name for name in names]))
+    return snapshot / subfolder, snapshot.name

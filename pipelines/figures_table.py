@@ -77,8 +77,8 @@ def _interval(ends: tuple[float, float] | None, form: str) -> str:
 
 def _dead_rows(runs: Sequence[Evaluated]) -> list[FigureRow]:
     latents = [run.evaluation["latents"] for run in runs if isinstance(run, FinishedRun)]
-    windows = sorted({entry["dead_train_window_tokens"] for entry in latents})
-    rows = [_dead_row(runs, "dead_train", "none of the last "
+    windows = sorted({entry["dead_train_window_tokens"] for entry in latents} - {None})  # None: made elsewhere
+    rows = [] if not windows else [_dead_row(runs, "dead_train", "none of the last "
                       + " or ".join(f"{window:,}" for window in windows) + " training tokens")]
     if any(entry["dead_held_out"] is not None for entry in latents):
         counts = sorted({entry["dead_held_out_rows"] for entry in latents})

@@ -10,7 +10,9 @@ from shared.errors import CorruptError, DataError, RecipeError, StorageError
 from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed
 from train.baselines import read_baselines
+from train.evaluate import not_evaluated
 from train.evaluation_files import EVAL
+from train.foreign import FOREIGN, read_record
 from train.metrics_log import METRICS
 from train.training_set import RUN, layer_folder
 
@@ -52,7 +54,7 @@ class FinishedRun(Evaluated):
 
     folder: Path
     record: dict[str, Any]
-    """run.json"""
+    """run.json, or foreign.json of an SAE that was made elsewhere"""
     metrics: list[dict[str, float | None]]
     """metrics.jsonl, line by line"""
 
@@ -63,7 +65,9 @@ class FinishedRun(Evaluated):
 
     @property
     def label(self) -> str:
-        """A short name for people: "BatchTopK 8x, k 32", "JumpReLU 16x, L0 64, seed 1"."""
+        """A short name for people: "BatchTopK 8x, k 32", "JumpReLU 16x, L0 64, seed 1", "foreign-layers.9-1a2b3c"."""
+        if "source" in self.evaluation:
+            return self.name
         width = self.evaluation["d_sae"] / self.evaluation["d_in"]
         sparsity, seed, _ = self.name.split(f"-{self.evaluation['d_sae']}-", 1)[-1].rsplit("-", 2)
         for short, words in (("l0-", "L0 "), ("l1-", "L1 x "), ("k", "k "), ("c", "penalty x ")):
@@ -74,16 +78,24 @@ class FinishedRun(Evaluated):
         return f"{_TITLES.get(self.architecture, self.architecture)} {width:.3g}x, {sparsity}{seed}"
 
 
+def foreign_folders(runs: Path, cache: Cache, layer: int) -> list[Path]:
+    """The folders of the foreign SAEs of a layer whose figures are of the held-out rows that are there now."""
+    found = [path.parent for path in sorted(layer_folder(runs, cache, layer).glob(f"*/{FOREIGN}"))
+             if (path.parent / EVAL).exists() and read_record(path.parent)["cache_id"] == cache.cache_id]
+    stale = set(not_evaluated(cache, layer, found))
+    return [path for path in found if path not in stale]
+
+
 def finished_folders(runs: Path, cache: Cache, layer: int) -> list[Path]:
     """The folders of the finished SAEs of a layer, by name.
 
     Raises:
-        RecipeError: there are none. CorruptError: a run.json is damaged.
+        RecipeError: there are none, nor a foreign one. CorruptError: a run.json is damaged.
     """
     folder = layer_folder(runs, cache, layer)
     found = [path.parent for path in sorted(folder.glob(f"*/{RUN}"))]
     folders = [path for path in found if read_sealed(path / RUN)["cache_id"] == cache.cache_id]
-    if not folders:
+    if not folders and not foreign_folders(runs, cache, layer):
         other = f" ({len(found)} there are from another cache of this name)" if found else ""
         raise RecipeError(f"No finished SAE in {folder}{other}. Train some: make train LAYER={layer} "
                           f"CACHE={cache.path}")
@@ -112,7 +124,7 @@ def _read_run(folder: Path) -> FinishedRun:
     lines = _read_text(folder / METRICS).splitlines() if (folder / METRICS).exists() else []
     return FinishedRun(
         folder=folder,
-        record=read_sealed(folder / RUN),
+        record=read_record(folder),
         evaluation=_parse(folder / EVAL, _read_text(folder / EVAL)),
         metrics=[_parse(folder / METRICS, line) for line in lines if line.strip()],
     )

@@ -5,6 +5,7 @@ import logging
 import click
 
 from shared.terminal import run_command
+from train.commands.export import export
 from train.commands.run import run
 
 
@@ -18,7 +19,8 @@ def main() -> None:
     """
 
 
-main.add_command(run)
+for command in (run, export):
+    main.add_command(command)
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

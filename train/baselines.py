@@ -34,6 +34,7 @@ from shared.sealed_json import read_sealed
 from train.evaluate import Reconstruct, Subject, check_run, encode_and_decode, evaluate
 from train.evaluation_files import read_current
 from train.export import ExportedSAE
+from train.export.exported import MadeFor
 from train.metrics import Ints
 from train.policy import TokenPolicy, training_mask
 from train.training_set import RUN
@@ -214,7 +215,8 @@ def random_directions(cache: Cache, layer: int, rows: Ints, mean: Tensor, d_sae:
     b_enc, b_dec = torch.zeros(d_sae, device=device), mean.float()
 
     def with_gain(gain: float) -> ExportedSAE:
-        return ExportedSAE("topk", W_dec.t() * gain, b_enc, W_dec, b_dec, None, None, min(k, d_sae), {})
+        return ExportedSAE("topk", W_dec.t() * gain, b_enc, W_dec, b_dec, None, None, min(k, d_sae), {}, "saelens",
+                           MadeFor(None, None, None))
 
     sae = with_gain(1.0)
     dot = squares = 0.0

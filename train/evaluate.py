@@ -18,7 +18,6 @@ from shared.digests import file_digest
 from shared.errors import CorruptError, DataError, IdentityError, StorageError
 from shared.progress import Progress
 from shared.reading.cache import Cache
-from shared.sealed_json import read_sealed
 from train.bootstrap import LEVEL, RESAMPLES, SEED
 from train.conversation_sums import BY_CELL, Cells, CellSums, conversation_table, intervals, sequence_means
 from train.evaluation_files import (
@@ -30,6 +29,7 @@ from train.evaluation_files import (
     write_sums,
 )
 from train.export import ExportedSAE, load_sae
+from train.foreign import read_record
 from train.histograms import QUANTILES, Histograms, density_histogram
 from train.metrics import OF_LATENTS, Bools, ErrorSums, Floats, InputSums, Ints, row_figures, subset_figures
 from train.policy import TokenPolicy, keeps
@@ -62,6 +62,8 @@ class Subject:
     """Latents silent at the end of training, and in how many of its last tokens; None where nothing was trained."""
     baseline: dict[str, Any] | None = None
     """Of a baseline, what eval.json says of how it was made."""
+    foreign: dict[str, Any] | None = None
+    """Of an SAE that was made elsewhere, what eval.json says of where it came from."""
 
 
 @dataclass
@@ -129,14 +131,17 @@ def evaluate_saes(cache: Cache, layer: int, folders: Sequence[Path], device: str
 
 
 def sae_subject(cache: Cache, layer: int, folder: Path, device: str) -> Subject:
-    """A finished SAE, its files checked; raises as `evaluate_saes`."""
-    run = read_sealed(folder / RUN)
+    """An SAE of ours, or one that was made elsewhere, its files checked; raises as `evaluate_saes`."""
+    run = read_record(folder)
     check_run(cache, layer, folder, run)
-    check_files(folder, run)
-    sae = load_sae(folder, device)
+    weights = Path(run.get("folder", folder))  # of one that was made elsewhere they lie there
+    check_files(weights, run)
+    sae = load_sae(weights, device)
+    is_foreign = "source" in run
     return Subject(folder, run["name"], run["architecture"], sae.d_sae, encode_and_decode(sae),
                    TokenPolicy.model_validate(run["policy"]), run["resolved"]["median_norm"],
-                   (run["dead_train"], run["dead_train_window_tokens"]))
+                   None if is_foreign else (run["dead_train"], run["dead_train_window_tokens"]),
+                   foreign={key: run[key] for key in ("source", "commit", "files")} if is_foreign else None)
 
 
 def encode_and_decode(sae: ExportedSAE) -> Reconstruct:
@@ -266,6 +271,7 @@ def _write(held_out: _HeldOut, subject: Subject, sums: _Sums) -> dict[str, Any]:
         "sae": subject.name,
         "architecture": subject.architecture,
         **({} if subject.baseline is None else {"baseline": subject.baseline}),
+        **({} if subject.foreign is None else subject.foreign),
         "cache": cache.name,
         "cache_id": cache.cache_id,
         "layer": held_out.layer,

@@ -1,5 +1,6 @@
 """The tables that end a run: figures of each SAE, or baseline, by subset, then explained variance by class."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 _SUBSETS = ("content", "policy", "all_without_first", "special", "special_without_first")
+_COLUMN = 13
+"""Characters of an SAE's column of the table by class."""
 _HEADINGS = ("rows", "expl.\nvariance", "l0", "mse", "log2\nmse_paper")
 
 
@@ -34,7 +37,7 @@ def print_summary(evaluations: Sequence[dict[str, Any]], console: Console) -> No
             if name in evaluation["subsets"]:
                 table.add_row(f"  {name}", *_cells(evaluation["subsets"][name]))
     console.print(table)
-    columns = max(1, (console.width - 26) // 13)
+    columns = max(1, (console.width - 26) // _COLUMN)
     for start in range(0, len(evaluations), columns):
         _print_classes(evaluations[start : start + columns], console)
     for evaluation in evaluations:
@@ -66,16 +69,25 @@ def _print_classes(evaluations: Sequence[dict[str, Any]], console: Console) -> N
 
 
 def _heading(evaluation: dict[str, Any]) -> str:
-    """ "batchtopk-4608-k32-s0-1a2b3c" over three lines: kind, width, sparsity; a baseline's label likewise."""
+    """ "batchtopk-4608-k32-s0-1a2b3c" over three lines: kind, width, sparsity; a baseline's label likewise.
+
+    The name of an SAE that was made elsewhere as it fits.
+    """
     if "baseline" in evaluation:
         return str(evaluation["baseline"]["label"]).replace(", ", "\n")
-    return "\n".join(evaluation["sae"].rsplit("-", 2)[0].split("-", 2))
+    name: str = evaluation["sae"]
+    if "source" in evaluation:
+        return "\n".join(textwrap.wrap(name, _COLUMN - 3))
+    return "\n".join(name.rsplit("-", 2)[0].split("-", 2))
 
 
 def _dead(evaluation: dict[str, Any]) -> str:
     latents, d_sae = evaluation["latents"], evaluation["d_sae"]
-    text = (f"{latents['dead_train']:,} of {d_sae:,} latents dead ({latents['dead_train'] / d_sae:.1%}: silent in the "
-            f"last {latents['dead_train_window_tokens']:,} training tokens)")
+    if latents["dead_train"] is None:
+        text = f"{d_sae:,} latents; made elsewhere, so how many died while it was trained is not known"
+    else:
+        text = (f"{latents['dead_train']:,} of {d_sae:,} latents dead ({latents['dead_train'] / d_sae:.1%}: silent in "
+                f"the last {latents['dead_train_window_tokens']:,} training tokens)")
     if latents["dead_held_out"] is None:
         return text
     return text + f"; {latents['dead_held_out']:,} silent on {latents['dead_held_out_rows']:,} held-out rows"

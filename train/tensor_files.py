@@ -1,4 +1,4 @@
-"""safetensors files of the train stage: the one door to the package. Never pickle."""
+"""safetensors files of the train stage: the one door to the package. Pickles are for `train.pickled_tensors`."""
 
 import errno
 from collections.abc import Mapping

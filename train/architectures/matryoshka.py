@@ -36,6 +36,11 @@ class MatryoshkaConfig(TopKConfig):
             raise ValueError("must be ascending shares between 0 and 1")
         return prefixes
 
+    def group_sizes(self, d_sae: int) -> list[int]:
+        """Widths of the groups that each prefix adds to the one before; they add up to ``d_sae``."""
+        widths = sorted({max(1, round(share * d_sae)) for share in self.prefixes} | {d_sae})
+        return [width - before for width, before in zip(widths, [0, *widths[:-1]], strict=True)]
+
 
 class MatryoshkaSAE(BatchTopKSAE):
     """See the module's docstring."""
@@ -45,8 +50,7 @@ class MatryoshkaSAE(BatchTopKSAE):
 
     def __init__(self, config: MatryoshkaConfig, d_in: int, length: RunLength) -> None:
         super().__init__(config, d_in, length)
-        widths = sorted({max(1, round(share * self.d_sae)) for share in config.prefixes} | {self.d_sae})
-        self.group_sizes = [width - before for width, before in zip(widths, [0, *widths[:-1]], strict=True)]
+        self.group_sizes = config.group_sizes(self.d_sae)
 
     def loss(self, x: Tensor, step: int) -> Loss:
         if x.device.type == "cpu" and self.sparse_on_cpu:

@@ -1,86 +1,59 @@
-"""Open an SAE of ours again, for evaluation and use: it takes raw activations."""
+"""Open an SAE of ours, or anybody's in a layout that we know, for evaluation and use: it takes raw activations."""
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from shared.errors import CorruptError, StorageError
-from train.export.saelens import CONFIG, SAE_WEIGHTS
-from train.tensor_files import read_tensors
+from shared.errors import RecipeError, StorageError
+from train.export import dictionary_learning, saelens, sparsify
+from train.export.exported import ExportedSAE
 
-
-@dataclass(frozen=True)
-class ExportedSAE:
-    """An SAE as it lies on disk. ``architecture`` is SAELens's: "standard", "gated", "jumprelu" or "topk"."""
-
-    architecture: str
-    W_enc: Tensor
-    b_enc: Tensor
-    """Of a gated SAE the gate's, b_gate."""
-    W_dec: Tensor
-    b_dec: Tensor
-    threshold: Tensor | None
-    magnitude: tuple[Tensor, Tensor] | None
-    """r_mag and b_mag of a gated SAE."""
-    k: int | None
-    config: dict[str, Any]
-    """The whole cfg.json."""
-
-    @property
-    def d_in(self) -> int:
-        """Width of the activations it takes."""
-        return self.W_enc.shape[0]
-
-    @property
-    def d_sae(self) -> int:
-        """Number of latents."""
-        return self.W_enc.shape[1]
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Latents ``[batch, d_sae]`` of raw activations ``[batch, d_in]``, computed in float32."""
-        pre_acts = torch.addmm(self.b_enc, x.float() - self.b_dec, self.W_enc)
-        if self.magnitude is not None:
-            r_mag, b_mag = self.magnitude
-            return torch.addcmul(b_mag, pre_acts - self.b_enc, r_mag.exp()).relu() * (pre_acts > 0)
-        if self.threshold is not None:
-            return pre_acts.relu() * (pre_acts > self.threshold)
-        if self.k is not None:
-            values, latents = torch.topk(pre_acts, self.k, dim=1, sorted=False)
-            return torch.zeros_like(pre_acts).scatter_(1, latents, values.relu_())
-        return pre_acts.relu_()
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction ``[batch, d_in]`` of latents ``[batch, d_sae]``."""
-        return torch.addmm(self.b_dec, latents, self.W_dec)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.decode(self.encode(x))
+LAYOUTS: dict[str, tuple[tuple[str, str], Callable[[Path, str | torch.device], ExportedSAE]]] = {
+    saelens.LAYOUT: ((saelens.CONFIG, saelens.SAE_WEIGHTS), saelens.read_sae),
+    dictionary_learning.LAYOUT: ((dictionary_learning.CONFIG, dictionary_learning.WEIGHTS),
+                                 dictionary_learning.read_dictionary),
+    sparsify.LAYOUT: ((sparsify.CONFIG, sparsify.WEIGHTS), sparsify.read_sparse_coder),
+}
+"""By the layout's name: the files of its folder, config first, and what opens it."""
 
 
 def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> ExportedSAE:
-    """Open the SAE in ``runs/<cache>/layer<L>/<name>/``.
+    """Open the SAE in a folder: ``runs/<cache>/layer<L>/<name>/``, or one of another tool.
 
     Raises:
-        StorageError: there is none. CorruptError: its files do not fit each other.
+        StorageError: there is none, or a file cannot be read. CorruptError: its files do not fit each other.
+        RecipeError: it is of a kind that is not known here.
     """
     folder = Path(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"No SAE in {folder}: cannot read {CONFIG} ({error.strerror}).") from error
-    except ValueError as error:
-        raise CorruptError(f"{folder / CONFIG} is no JSON: {error}.") from error
-    tensors = read_tensors(folder / SAE_WEIGHTS, device)
-    gated = config["architecture"] == "gated"
-    expected = {"W_enc", "W_dec", "b_dec"} | ({"b_gate", "r_mag", "b_mag"} if gated else {"b_enc"})
-    if config["architecture"] == "jumprelu":
-        expected |= {"threshold"}
-    if set(tensors) != expected or tensors["W_enc"].shape != (config["d_in"], config["d_sae"]):
-        raise CorruptError(f"{folder / SAE_WEIGHTS} does not fit {CONFIG}: tensors {', '.join(sorted(tensors))}.")
-    magnitude = (tensors["r_mag"], tensors["b_mag"]) if gated else None
-    return ExportedSAE(config["architecture"], tensors["W_enc"], tensors["b_gate" if gated else "b_enc"],
-                       tensors["W_dec"], tensors["b_dec"], tensors.get("threshold"), magnitude, config.get("k"), config)
+    _, read = LAYOUTS[find_layout(folder)]
+    return read(folder, device)
+
+
+def find_layout(folder: Path) -> str:
+    """The layout of a folder, by its files' names.
+
+    Raises:
+        StorageError: it is not there, or holds one file of a layout without the other. RecipeError: it has no layout
+            that is known here.
+    """
+    if not folder.is_dir():
+        raise StorageError(f"No SAE in {folder}: there is no such folder. Expected one that holds {saelens.CONFIG} and "
+                           f"{saelens.SAE_WEIGHTS}.")
+    for name, (files, _) in LAYOUTS.items():
+        if all((folder / file).is_file() for file in files):
+            return name
+    for config, weights in (files for files, _ in LAYOUTS.values()):
+        if (folder / weights).is_file():
+            raise StorageError(f"No SAE in {folder}: {weights} is there, but {config} is missing.")
+    if (folder / saelens.CONFIG).is_file():
+        raise StorageError(f"No SAE in {folder}: {saelens.CONFIG} is there, but its weights are missing, "
+                           f"{saelens.SAE_WEIGHTS} (SAELens) or {sparsify.WEIGHTS} (sparsify).")
+    known = "; ".join(f"{config} and {weights} ({name})" for name, ((config, weights), _) in LAYOUTS.items())
+    inside = [path.name for path in sorted(folder.iterdir()) if _has_layout(path)]
+    hint = f" Those inside it: {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}." if inside else ""
+    raise RecipeError(f"{folder} is no SAE. Expected {known}.{hint}")
+
+
+def _has_layout(folder: Path) -> bool:
+    return any(all((folder / file).is_file() for file in files) for files, _ in LAYOUTS.values())

@@ -1,28 +1,42 @@
 """The folder of an SAE, which is SAELens 6's: ``cfg.json`` and ``sae_weights.safetensors``.
 
-``SAE.load_from_disk`` opens it. SAELens has no "batchtopk" or "matryoshka" for use after training: with their
-threshold they are a "jumprelu". ``metadata.sae_lens_version`` must be there, or the loader takes the file for an old
-one and drops the metadata; keys that it does not know survive, so ours stand in a nested table.
+``SAE.load_from_disk`` opens what is written here, and what it opens is read here, SAELens 5's flat cfg.json too, where
+it takes raw activations of the residual stream. SAELens has no "batchtopk" or "matryoshka" for use after training: with
+their threshold they are a "jumprelu". ``metadata.sae_lens_version`` must be there, or the loader takes the file for an
+old one and drops the metadata; keys that it does not know survive, so ours stand in a nested table.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from shared import storage
+from shared.errors import CorruptError, RecipeError
 from shared.provenance import TOOL_VERSION
 from shared.reading.cache import Cache
 from train.architectures import SAE
 from train.architectures.topk import TopKSAE
+from train.export.exported import (
+    AGAIN,
+    ExportedSAE,
+    MadeFor,
+    bias_after_subtraction,
+    check_shapes,
+    read_config,
+    whole_number,
+)
 from train.export.folding import fold
 from train.statistics import InputStatistics
-from train.tensor_files import write_tensors
+from train.tensor_files import read_tensors, write_tensors
 
 SAE_WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
+LAYOUT = "saelens"
 
 LAYOUT_VERSION = "6.54.12"
 """The version of SAELens whose layout this is."""
@@ -112,3 +126,77 @@ def _context_size(identity: Mapping[str, Any]) -> int | None:
     """Tokens of the longest sequence: of a block, or of a conversation."""
     size = _table(identity, "order").get("length") or identity.get("max_length")
     return int(size) if isinstance(size, int) else None
+
+
+def read_sae(folder: Path, device: str | torch.device = "cpu") -> ExportedSAE:
+    """Open a folder; it does what SAELens's SAE does, in float32.
+
+    Raises:
+        StorageError: a file cannot be read. CorruptError: the files do not fit each other, or are not of this layout.
+        RecipeError: it is of a kind that is not known here, or does not take raw activations.
+    """
+    config = read_config(folder / CONFIG)
+    architecture, k = _architecture(folder, config)
+    d_in, d_sae = whole_number(config.get("d_in")), whole_number(config.get("d_sae"))
+    if not d_in or not d_sae:
+        raise CorruptError(f"{folder / CONFIG} names no d_in and d_sae: it is no config of SAELens. {AGAIN}")
+    gated = architecture == "gated"
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    shapes |= dict.fromkeys(("b_gate", "r_mag", "b_mag") if gated else ("b_enc",), (d_sae,))
+    if architecture == "jumprelu":
+        shapes["threshold"] = (d_sae,)
+    found = read_tensors(folder / SAE_WEIGHTS, device)
+    check_shapes(folder / SAE_WEIGHTS, CONFIG, found, shapes)
+    if architecture == "topk" and not 1 <= (k or 0) <= d_sae:
+        raise CorruptError(f"{folder / CONFIG}: k is {k!r}, expected a number from 1 to {d_sae:,}. {AGAIN}")
+    tensors = {name: tensor.float() for name, tensor in found.items()}
+    W_enc, W_dec, b_dec = tensors["W_enc"], tensors["W_dec"], tensors["b_dec"]
+    b_enc, b_mag = tensors["b_gate" if gated else "b_enc"], tensors.get("b_mag")
+    if not config.get("apply_b_dec_to_input", True):
+        b_enc = bias_after_subtraction(b_enc, b_dec, W_enc)
+        if b_mag is not None:
+            b_mag = bias_after_subtraction(b_mag, b_dec, W_enc * tensors["r_mag"].exp())
+    if architecture == "topk" and config.get("rescale_acts_by_decoder_norm"):
+        norms = W_dec.norm(dim=1)  # it chooses by, and gives, latents as of a decoder with unit rows
+        W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
+    return ExportedSAE(
+        architecture=architecture, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec,
+        threshold=tensors.get("threshold"), magnitude=None if b_mag is None else (tensors["r_mag"], b_mag),
+        k=k if architecture == "topk" else None, config=config, layout=LAYOUT, made_for=_made_for(config))
+
+
+def _architecture(folder: Path, config: Mapping[str, Any]) -> tuple[str, int | None]:
+    """The architecture of a cfg.json, and k."""
+    path = folder / CONFIG
+    architecture, k = config.get("architecture", "standard"), config.get("k")
+    activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))  # SAELens 5
+    if activation == "topk":
+        architecture, k = "topk", _dict(config, "activation_fn_kwargs").get("k", k)
+    known = sorted(set(_ON_DISK.values()))
+    if architecture not in known:
+        raise RecipeError(f"{path}: architecture must be one of {', '.join(known)}; got {architecture!r}.")
+    if activation not in {"relu", "topk"}:
+        raise RecipeError(f"{path}: activation_fn must be relu or topk; got {activation!r}.")
+    for key, plain in (("normalize_activations", {"none", None, False}), ("reshape_activations", {"none", None}),
+                       ("finetuning_scaling_factor", {None, False})):
+        value = config.get(key)
+        if not isinstance(value, str | bool | None) or value not in plain:
+            raise RecipeError(f"{path}: {key} is {value!r}. Expected none: an SAE that takes raw activations as they "
+                              "are. Fold it into the weights with SAELens first, and save the SAE again.")
+    return architecture, whole_number(k)
+
+
+def _made_for(config: Mapping[str, Any]) -> MadeFor:
+    metadata = _dict(config, "metadata") or config
+    model, hook = metadata.get("model_name"), metadata.get("hook_name", metadata.get("hook_point"))
+    hook = hook if isinstance(hook, str) else None
+    place = re.search(r"(?:blocks|layers)\.(\d+)(?:\.|$)", hook or "")
+    layer = int(place[1]) if place else None
+    if layer is not None and str(hook).endswith(".hook_resid_pre"):
+        layer -= 1  # what goes into a layer comes out of the one before
+    return MadeFor(model if isinstance(model, str) else None, layer, hook)
+
+
+def _dict(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key)
+    return value if isinstance(value, dict) else {}
