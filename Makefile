@@ -91,6 +91,8 @@ $(PEERS)/.ready: benchmarks/peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 	@# No peer needs it, it comes with a dependency, and built for another torch it breaks transformers.
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
+	@# Its pins (numpy<2, datasets<4) keep the others out; its core figures need neither.
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sae-bench==0.6.0 tabulate==0.10.0
 	@touch $@
 
 check: $(READY) ## Lint and types

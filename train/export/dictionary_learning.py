@@ -155,7 +155,7 @@ def _read_tensors(folder: Path, trainer: Mapping[str, Any], device: str | torch.
         tensors[_NAMES.get(name, name)] = (tensor.t() if is_linear else tensor).float()
     tensors.pop("group_sizes", None)
     stored, asked = tensors.pop("k", None), whole_number(trainer.get("k"))
-    k = asked if stored is None or stored.numel() != 1 else int(stored)
+    k = asked if stored is None or stored.numel() != 1 or not stored.isfinite() else int(stored)
     if asked is not None and asked != k:
         raise CorruptError(f"{folder / CONFIG}: trainer.k is {asked:,}, but {WEIGHTS} was made with {k:,}. {AGAIN}")
     return tensors, k
