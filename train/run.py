@@ -64,9 +64,13 @@ def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEP
 
     Raises:
         SystemExit: after SIGTERM (143) or SIGINT (130), with a checkpoint written.
+        RecipeError: as many processes as ``train.tensor_parallel`` are not there.
         IdentityError: a folder belongs to another recipe or cache.
         TryAgainError: another process trains one of them, or one of those that train them with this one has ended.
     """
+    if train.tensor_parallel != shards.size:
+        raise RecipeError(f"[train].tensor_parallel is {train.tensor_parallel}, but {shards.size} processes hold an SAE "
+                          "here. Only python -m train run, under torchrun, divides one.")
     if not shards.is_first:
         say, show_progress = _say_nothing, False
     folder = layer_folder(runs, cache, layer)

@@ -29,7 +29,7 @@ def cache(units=None):
 
 
 def train(runs, recipe=RECIPE, units=None, say=lambda line: None, shards=ALONE):
-    config = read_train_config(recipe)
+    config = read_train_config({**recipe, "train": {**recipe["train"], "tensor_parallel": shards.size}})
     opened = cache(units)
     saes = plan_saes(sae_tables(recipe, None), config, 3, opened.d_model)
     return opened, train_saes(opened, 3, config, saes, runs=Path(runs), device="cpu", say=say,
