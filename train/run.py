@@ -69,8 +69,8 @@ def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEP
         TryAgainError: another process trains one of them, or one of those that train them with this one has ended.
     """
     if train.tensor_parallel != shards.size:
-        raise RecipeError(f"[train].tensor_parallel is {train.tensor_parallel}, but {shards.size} processes hold an SAE "
-                          "here. Only python -m train run, under torchrun, divides one.")
+        raise RecipeError(f"[train].tensor_parallel is {train.tensor_parallel}, and the processes that hold an SAE "
+                          f"here are {shards.size}. Divide one with python -m train run, under torchrun.")
     if not shards.is_first:
         say, show_progress = _say_nothing, False
     folder = layer_folder(runs, cache, layer)

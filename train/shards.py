@@ -21,11 +21,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import pad
 
 from shared.errors import TryAgainError
-from train.processes import Process
 
 _TIMEOUT = timedelta(days=1)
 """How long a process waits for the others. One that died is not found by it but by its closed connections, at once; and
@@ -218,18 +216,19 @@ def _others_may_end() -> Iterator[None]:
 
 
 @contextmanager
-def open_shards(process: Process, size: int, device: str) -> Iterator[Shards]:
-    """Join the team of ``size`` neighbouring processes that this one is in; with 1 no connection is made.
+def open_shards(size: int, device: str) -> Iterator[Shards]:
+    """Join the team of ``size`` neighbouring processes that this one is in, as torchrun's variables say.
 
-    All processes of a torchrun must call it. ``device`` is what parameters are on, "cuda:N" each its own.
+    All processes of a torchrun must call it, with a ``size`` that divides their number. With 1 no connection is made.
+    ``device`` is what parameters are on: "cuda:N" is another for each.
     """
     if size == 1:
         yield ALONE
         return
-    on_cuda = device.startswith("cuda")
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     with _others_may_end():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=_TIMEOUT)
-        mesh = init_device_mesh("cuda" if on_cuda else "cpu", (process.world_size // size, size),
-                                mesh_dim_names=("team", "shard"))
-    yield TeamShards(mesh.get_group("shard"))
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+        # Not a DeviceMesh: the groups that it makes wait for half an hour, whatever the first was told.
+        team, _ = dist.new_subgroups(size, timeout=_TIMEOUT)  # type: ignore[no-untyped-call]
+    yield TeamShards(team)
     dist.destroy_process_group()  # not after an error: it would wait for processes that are no more

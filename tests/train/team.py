@@ -2,13 +2,11 @@
 
 import multiprocessing
 import os
-import pickle
 import socket
 from multiprocessing.connection import Connection
 
 import torch
 
-from train.processes import Process
 from train.shards import open_shards
 
 _processes = multiprocessing.get_context("forkserver")  # it imports once and never runs torch before it forks
@@ -18,8 +16,9 @@ _processes.set_forkserver_preload(["tests.train.tiny_run", "torch._dynamo"])
 def _member(rank: int, size: int, port: int, answer: Connection, function: object, arguments: tuple) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
-    with open_shards(Process(rank, rank, size), size, "cpu") as shards:
-        answer.send_bytes(pickle.dumps(function(shards, *arguments)))  # tensors whole: this process ends
+    with open_shards(size, "cpu") as shards:
+        answer.send(function(shards, *arguments))
+        answer.recv()  # tensors are in shared memory, for as long as this process is there
 
 
 def free_port() -> int:
@@ -36,7 +35,7 @@ def run_team(size, function, *arguments):
     """
     port, started = free_port(), []
     for rank in range(size):
-        ours, theirs = _processes.Pipe(duplex=False)
+        ours, theirs = _processes.Pipe()
         process = _processes.Process(target=_member, args=(rank, size, port, theirs, function, arguments))
         process.start()
         theirs.close()
@@ -44,7 +43,8 @@ def run_team(size, function, *arguments):
     found = []
     for process, answer in started:
         try:
-            found.append(pickle.loads(answer.recv_bytes()))
+            found.append(answer.recv())
+            answer.send(None)
         except EOFError:
             process.join()
             found.append(SystemExit(process.exitcode))

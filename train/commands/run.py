@@ -77,7 +77,7 @@ def run(recipe_name: str | None, cache_name: str | None, layers: str | None, ove
     if dry_run:
         print_plan(cache, groups, device, summary_console())
         return
-    with open_shards(process, tensor_parallel, device) as shards:
+    with open_shards(tensor_parallel, device) as shards:
         if fresh:
             shards.first_says(lambda: _start_over(runs, cache, groups, yes))
         everything = []
