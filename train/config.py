@@ -80,6 +80,8 @@ class TrainConfig(Table):
     """Where figures go besides metrics.jsonl: "tensorboard", "wandb", "trackio"."""
     memory_gib: float | None = Field(default=None, gt=0)
     """GiB that the SAEs trained at once may take; the others wait for their turn. By default what is free."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Processes that train an SAE between them, each a part of its latents: torchrun starts them, or a multiple."""
 
     @field_validator("calibration_types")
     @classmethod
@@ -94,8 +96,9 @@ class TrainConfig(Table):
 
 
 OPERATIONAL = ("layer", "checkpoint_minutes", "checkpoint_steps", "log_steps", "held_out_rows", "held_out_steps",
-               "watch", "memory_gib")
-"""Fields of [train] that leave the trained weights as they are, and so the name of an SAE."""
+               "watch", "memory_gib", "tensor_parallel")
+"""Fields of [train] that leave the trained weights as they are (but for last bits: tensor_parallel), and so the name of
+an SAE."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from train.memory import memory_budget, memory_need, set_need, shared_need
 from train.optimizer import default_lr
 from train.order import ORDERS
 from train.statistics import SAMPLE_BLOCKS
-from train.training_set import Extent, check_sources, measure_extent, turns
+from train.training_set import Extent, check_saes, measure_extent, turns
 
 
 def print_plan(cache: Cache, groups: Sequence[Group], device: str, console: Console) -> None:
@@ -24,7 +24,7 @@ def print_plan(cache: Cache, groups: Sequence[Group], device: str, console: Cons
     """
     total = 0
     for group in groups:
-        check_sources(group.saes, cache.d_model)
+        check_saes(group.saes, cache.d_model, group.train.tensor_parallel)
         extent = measure_extent(cache, group.layer, group.train)
         planned = turns(group.saes, cache.d_model, group.train, extent.window_blocks, device)
         console.print(_table(cache, group, extent, planned, device))
@@ -42,7 +42,7 @@ def _table(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequenc
         if number:
             table.add_section()
         for sae in (sae for sae in group.saes if sae in turn):
-            need = memory_need(sae, cache.d_model, group.train.batch_size, device)
+            need = memory_need(sae, cache.d_model, group.train, device)
             lr = sae.config.lr or group.train.lr or default_lr(sae.config.width(cache.d_model),
                                                                extent.num_steps * group.train.batch_size)
             warm = "" if sae.warm_start is None else f"  from {sae.recipe['warm_start']['sae']}"
@@ -57,7 +57,7 @@ def _print_costs(cache: Cache, group: Group, extent: Extent, planned: Sequence[S
     tokens = extent.num_steps * train.batch_size
     passes = tokens / extent.num_rows
     shared = shared_need(train, cache.d_model, extent.window_blocks)
-    most = max(set_need([memory_need(sae, cache.d_model, train.batch_size, device) for sae in group.saes
+    most = max(set_need([memory_need(sae, cache.d_model, train, device) for sae in group.saes
                          if sae in turn], shared) for turn in planned)
     block = 2 * BLOCK_ROWS * cache.d_model + 4
     # Orders that do not go along the cache read most of it again for each window.
@@ -72,7 +72,8 @@ def _print_costs(cache: Cache, group: Group, extent: Extent, planned: Sequence[S
         f"{extent.num_steps:,} steps of {train.batch_size:,} rows = {tokens:,} tokens, {passes:.2f} passes over "
         f"{extent.num_rows:,} rows",
         f"memory: {_gb(most)} of {_gb(memory_budget(train, device))} on {device}, with {_gb(shared)} for all; "
-        + ("all SAEs at once" if len(planned) == 1 else f"{len(planned)} turns"),
+        + ("all SAEs at once" if len(planned) == 1 else f"{len(planned)} turns")
+        + (f"; for each of {train.tensor_parallel} processes" if train.tensor_parallel > 1 else ""),
         f"reads: about {_gb(training)} to train, {_gb(beside)} for statistics and evaluation",
         f"held-out figures every {every:,} steps" if train.held_out_rows and held_out else "no held-out figures",
     ):

@@ -48,8 +48,9 @@ def held_out_figures(sae: SAE, sample: Tensor, statistics: InputStatistics) -> d
     for start in range(0, len(sample), _CHUNK_ROWS):
         x = statistics.apply(sample[start : start + _CHUNK_ROWS])
         latents = sae.encode(x)
-        sums += torch.stack([(latents > 0).sum().double(), (x - sae.decode(latents)).double().square().sum(),
+        active = sae.shards.sum((latents > 0).sum())
+        sums += torch.stack([active.double(), (x - sae.decode(latents)).double().square().sum(),
                              (x.double() - mean).square().sum()])
-    active, error, variance = sums.tolist()
-    return {"held_out_l0": active / len(sample),
+    num_active, error, variance = sums.tolist()
+    return {"held_out_l0": num_active / len(sample),
             "held_out_explained_variance": 1 - error / max(variance, 1e-30)}

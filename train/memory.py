@@ -25,7 +25,7 @@ _SHARE_OF_FREE = 0.85
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that one SAE takes on the device it is trained on."""
+    """Bytes that one SAE, or its part, takes on the device it is trained on."""
 
     kept: int
     """For as long as its set is trained."""
@@ -33,13 +33,13 @@ class MemoryNeed:
     """While it makes a step."""
 
 
-def memory_need(sae: SAEPlan, d_in: int, batch_size: int, device: str) -> MemoryNeed:
-    """Bytes for one SAE with inputs of width ``d_in``: an estimate that errs upwards."""
-    d_sae = sae.config.width(d_in)
+def memory_need(sae: SAEPlan, d_in: int, train: TrainConfig, device: str) -> MemoryNeed:
+    """Bytes for a process's part of an SAE with inputs of width ``d_in``: an estimate that errs upwards."""
+    d_sae = sae.config.width(d_in) // train.tensor_parallel
     parameters = 2 * d_in * d_sae + d_in + 4 * d_sae
     kept = 12 * parameters
     return MemoryNeed(kept + (0 if device.startswith("cuda") else kept // 2),
-                      4 * parameters + 4 * batch_size * (_BATCH_TENSORS * d_sae + 3 * d_in))
+                      4 * parameters + 4 * train.batch_size * (_BATCH_TENSORS * d_sae + 3 * d_in))
 
 
 def shared_need(train: TrainConfig, d_in: int, window_blocks: int) -> int:

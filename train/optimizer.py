@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from train.shards import ALONE, Shards
+
 _CACHED = 1 << 18
 """Numbers of a matrix that are updated together on a CPU: with gradient and moments 4 MiB."""
 
@@ -54,13 +56,16 @@ class Adam:
     """
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], lr: float, betas: tuple[float, float],
-                 lr_multiples: Mapping[str, float], unit_rows: Collection[str] = ()) -> None:
+                 lr_multiples: Mapping[str, float], unit_rows: Collection[str] = (), *,
+                 divided: Collection[str] = (), shards: Shards = ALONE) -> None:
         """``lr_multiples`` names parameters that learn at a multiple of ``lr``; ``unit_rows`` matrices
-        ``[rows, columns]`` whose rows have unit L2 norm and keep it."""
+        ``[rows, columns]`` whose rows have unit L2 norm and keep it; ``divided`` those of which each of several
+        processes has a part: the global norm counts all parts, and the others once."""
         self.parameters = dict(parameters)
         self._lr = {name: lr * lr_multiples.get(name, 1.0) for name in self.parameters}
         self._betas = betas
         self._unit_rows = frozenset(unit_rows)
+        self._divided, self._shards = frozenset(divided), shards
         # The moments have their parameter's memory layout, along which the fused kernel walks.
         self._state = {name: {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
@@ -82,10 +87,11 @@ class Adam:
                  for name in self._unit_rows & gradients.keys()}
         divisor = None
         if max_norm is not None:
-            squares = [torch.linalg.vector_norm(gradient).square() for gradient in gradients.values()]
+            squares = [self._square(name, gradient) for name, gradient in gradients.items()]
             # |g - <g, w> w|^2 = |g|^2 - <g, w>^2 where |w| = 1.
             squares += [-products.square().sum() for products in along.values()]
-            divisor = torch.stack(squares).sum().clamp_min(0).sqrt().add_(1e-6).div_(max_norm).clamp_min_(1.0)
+            square = self._shards.sum(torch.stack(squares)).sum().clamp_min(0)
+            divisor = square.sqrt().add_(1e-6).div_(max_norm).clamp_min_(1.0)
         for name, gradient in gradients.items():
             parameter, state = self.parameters[name], self._state[name]
             if name in along:
@@ -95,6 +101,11 @@ class Adam:
                              factor, divisor)
             state["step"] += 1
             parameter.grad = None
+
+    def _square(self, name: str, gradient: Tensor) -> Tensor:
+        """What this process adds to the square of the global norm."""
+        square: Tensor = torch.linalg.vector_norm(gradient).square()
+        return square if name in self._divided else self._shards.once(square)
 
     def _step_unit_rows(self, name: str, gradient: Tensor, along: Tensor, factor: float,
                         divisor: Tensor | None) -> None:
@@ -117,11 +128,6 @@ class Adam:
     def state(self) -> dict[str, Tensor]:
         """Its state: ``<parameter>.exp_avg`` and so on."""
         return {f"{name}.{key}": value for name, of in self._state.items() for key, value in of.items()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy back what `state` gave."""
-        for name, value in self.state().items():
-            value.copy_(state[name])
 
 
 def _row_blocks(parameter: Tensor) -> list[slice]:

@@ -4,7 +4,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,7 @@ from train.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample
 from train.locks import locked
 from train.metrics_log import MetricsLog
 from train.policy import only_types, training_mask
+from train.shards import ALONE, Shards
 from train.shuffle_quality import measure_shuffle
 from train.statistics import InputStatistics, measure
 from train.trainer import Trainer
@@ -32,7 +35,7 @@ from train.training_set import (
     CHECKPOINTS,
     RUN,
     TrainingSet,
-    check_sources,
+    check_saes,
     layer_folder,
     open_sets,
     remove_finished_sets,
@@ -46,7 +49,8 @@ _log = logging.getLogger(__name__)
 
 
 def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEPlan], *, runs: Path,
-               device: str, say: Callable[[str], None], show_progress: bool = True) -> list[Path]:
+               device: str, say: Callable[[str], None], show_progress: bool = True,
+               shards: Shards = ALONE) -> list[Path]:
     """Train what is not finished of ``saes`` and give the folders of all of them.
 
     Those that fit in memory are trained together, on the same batches; the others take their turn after them.
@@ -56,38 +60,60 @@ def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEP
         device: "cpu" or "cuda".
         say: takes lines for the user.
         show_progress: off for all but one of several processes at one terminal.
+        shards: this process's part, where several train every SAE between them; the first of them says and writes.
 
     Raises:
         SystemExit: after SIGTERM (143) or SIGINT (130), with a checkpoint written.
+        RecipeError: as many processes as ``train.tensor_parallel`` are not there.
         IdentityError: a folder belongs to another recipe or cache.
-        TryAgainError: another process trains one of them.
+        TryAgainError: another process trains one of them, or one of those that train them with this one has ended.
     """
+    if train.tensor_parallel != shards.size:
+        raise RecipeError(f"[train].tensor_parallel is {train.tensor_parallel}, and the processes that hold an SAE "
+                          f"here are {shards.size}. Divide one with python -m train run, under torchrun.")
+    if not shards.is_first:
+        say, show_progress = _say_nothing, False
     folder = layer_folder(runs, cache, layer)
-    check_sources(saes, cache.d_model)
-    with locked(folder / CHECKPOINTS, [sae.name for sae in saes]):
+    check_saes(saes, cache.d_model, shards.size)
+
+    def open_all() -> list[dict[str, Any]]:
         left = unfinished(folder, cache, saes)
         for sae in saes:
             if sae not in left:
                 say(f"{sae.name} is trained already; --fresh trains it again.")
         sets = open_sets(folder, cache, layer, train, left, device) if left else []
+        return [found.model_dump(mode="json") for found in sets]
+
+    with locked(folder / CHECKPOINTS, [sae.name for sae in saes]) if shards.is_first else nullcontext():
+        sets = [TrainingSet.model_validate(found) for found in shards.first_says(open_all)]
         for number, found in enumerate(sets):
             if len(sets) > 1:
                 count = sum(not (folder / member.name / RUN).exists() for member in found.saes)
                 say(f"Turn {number + 1} of {len(sets)}: {count} SAE{'s' if count > 1 else ''}.")
-            _warn_of_differences(found, device)
-            run = SetRun(cache, found, train, folder, torch.device(device), say, show_progress)
+            if shards.is_first:
+                _warn_of_differences(found, device, shards.size)
+            run = SetRun(cache, found, train, folder, torch.device(device), say, show_progress, shards)
             run.train()
             run.finish()
-        remove_finished_sets(folder)
+        if shards.is_first:
+            remove_finished_sets(folder)
     return [folder / sae.name for sae in saes]
 
 
-def _warn_of_differences(found: TrainingSet, device: str) -> None:
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def _warn_of_differences(found: TrainingSet, device: str, tensor_parallel: int) -> None:
     """Say what may change the last bits of a set that was begun under other circumstances."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if (found.device, found.threads) != (device, threads):
         _log.warning("This set was begun on %s with %d threads; on %s with %d its weights may differ in the last "
                      "bits.", found.device, found.threads, device, threads)
+    begun_with = found.train_config().tensor_parallel
+    if begun_with != tensor_parallel:
+        _log.warning("This set was begun with tensor_parallel %d; with %d its weights may differ in the last bits.",
+                     begun_with, tensor_parallel)
     if found.deterministic != deterministic:
         _log.warning("This set was begun %s --deterministic and goes on %s it: its weights may differ in the last "
                      "bits.", *(("with", "without") if found.deterministic else ("without", "with")))
@@ -97,12 +123,13 @@ class SetRun:
     """One set in training."""
 
     def __init__(self, cache: Cache, facts: TrainingSet, operational: TrainConfig, folder: Path,
-                 device: torch.device, say: Callable[[str], None], show_progress: bool) -> None:
+                 device: torch.device, say: Callable[[str], None], show_progress: bool, shards: Shards) -> None:
         self.cache = cache
         self.facts = facts
         self.folder = folder
         self.set_folder = folder / CHECKPOINTS / facts.set_name
         self.device = device
+        self.shards = shards
         self.say = say
         self.show_progress = show_progress
         self.train_config = facts.train_config()
@@ -119,27 +146,29 @@ class SetRun:
             self.statistics = InputStatistics(torch.zeros_like(self.b_dec), self.statistics.scale)
         self.on_device = InputStatistics(self.statistics.centre.to(device), self.statistics.scale)
         # A member may have been finished meanwhile, in a set of its own.
-        self.trainers = [self._trainer(number) for number, member in enumerate(facts.saes)
-                         if not (folder / member.name / RUN).exists()]
+        left = shards.first_says(lambda: [number for number, member in enumerate(facts.saes)
+                                          if not (folder / member.name / RUN).exists()])
+        self.trainers = [self._trainer(number) for number in left]
         sample = held_out_sample(cache, facts.layer, self.train_config.policy, facts.units, facts.median_norm,
                                  operational.held_out_rows)
         self.sample = None if sample is None else sample.to(device)
-        resumed = checkpoint.load_newest(self.set_folder)
-        self.start = 0
-        if resumed is not None:
-            self.start = resumed.step
+        resumed = checkpoint.load_newest(self.set_folder) if shards.is_first else None
+        self.start = shards.first_says(lambda: resumed.step if resumed else 0)
+        if self.start:
             for trainer in self.trainers:
                 prefix = f"{trainer.name}/"
                 trainer.load_state({name.removeprefix(prefix): tensor for name, tensor in resumed.tensors.items()
-                                    if name.startswith(prefix)})
+                                    if name.startswith(prefix)} if resumed else {})
+        written = self.trainers if shards.is_first else []
         self.logs = [MetricsLog(folder / trainer.name, resumed.metrics_bytes[trainer.name] if resumed else 0)
-                     for trainer in self.trainers]
-        self.watchers = [Watchers(operational.watch, self._watched(trainer)) for trainer in self.trainers]
+                     for trainer in written]
+        self.watchers = [Watchers(operational.watch, self._watched(trainer)) for trainer in written]
         self._describe()
 
     def _trainer(self, number: int) -> Trainer:
         member = self.facts.saes[number]
-        sae = ARCHITECTURES[member.architecture](member.sae_config(), self.cache.d_model, self.facts.length)
+        sae = ARCHITECTURES[member.architecture](member.sae_config(), self.cache.d_model, self.facts.length,
+                                                 self.shards)
         sae.b_dec.data.copy_(self.b_dec)
         if member.warm_start is not None:
             start_from(sae, member.warm_start, member.recipe["warm_start"]["weights"], self.statistics)
@@ -192,20 +221,22 @@ class SetRun:
                                                                  "stall_share": stall.since_last()}))
             progress.advance(batch_size)
             minutes = (time.monotonic() - saved) / 60
-            if (stop.exit_code is not None or done == self.facts.num_steps
-                    or (config.checkpoint_steps and done % config.checkpoint_steps == 0)
-                    or (config.checkpoint_minutes and minutes >= config.checkpoint_minutes)):
+            # Together: signals and clocks of several processes are not at the same step.
+            exit_code, due = self.shards.most(
+                stop.exit_code or 0, int(config.checkpoint_minutes > 0 and minutes >= config.checkpoint_minutes))
+            if (exit_code or due or done == self.facts.num_steps
+                    or (config.checkpoint_steps and done % config.checkpoint_steps == 0)):
                 self._save(done)
                 saved = time.monotonic()
-            if stop.exit_code is not None:
+            if exit_code:
                 self.say(f"Checkpoint written at step {done:,}. The same command goes on from here.")
-                raise SystemExit(stop.exit_code)
+                raise SystemExit(exit_code)
 
     def _write_metrics(self, done: int, speed: dict[str, float]) -> dict[str, float]:
         """A line for each SAE after ``done`` steps; the first SAE's figures are what is shown beside the bar."""
         shown: dict[str, float] = {}
         held_out = self.sample is not None and self._measures_held_out(done)
-        for trainer, log, watchers in zip(self.trainers, self.logs, self.watchers, strict=True):
+        for number, trainer in enumerate(self.trainers):
             figures = trainer.figures(done - 1)
             if not math.isfinite(figures["loss"]):
                 raise RecipeError(f"{trainer.name} diverged: its loss is not finite at step {done:,}. Take a lower "
@@ -213,8 +244,9 @@ class SetRun:
             if held_out:
                 assert self.sample is not None
                 figures |= held_out_figures(trainer.sae, self.sample, self.on_device)
-            watchers.log(done, log.write({"step": done, "tokens": done * self.train_config.batch_size, **figures,
-                                          **speed}))
+            if self.shards.is_first:
+                line = {"step": done, "tokens": done * self.train_config.batch_size, **figures, **speed}
+                self.watchers[number].log(done, self.logs[number].write(line))
             shown = shown or {"loss": figures["loss"], "l0": figures["l0"], "ev": figures["explained_variance"],
                               "dead": figures["dead_latents"] / trainer.sae.d_sae, "stall": speed["stall_share"]}
         return shown
@@ -228,20 +260,22 @@ class SetRun:
     def _save(self, step: int) -> None:
         tensors = {f"{trainer.name}/{name}": tensor for trainer in self.trainers
                    for name, tensor in trainer.state().items()}
-        sizes = {trainer.name: log.durable_size() for trainer, log in zip(self.trainers, self.logs, strict=True)}
-        checkpoint.save(self.set_folder, step, tensors, sizes)
+
+        def save() -> None:
+            sizes = {trainer.name: log.durable_size() for trainer, log in zip(self.trainers, self.logs, strict=True)}
+            checkpoint.save(self.set_folder, step, tensors, sizes)
+
+        self.shards.first_says(save)
 
     def finish(self) -> None:
         """Calibrate and write every SAE that is not written yet; run.json comes last and makes it finished."""
         calibration = [self.on_device.apply(x) for x in self._calibration_batches()]
-        for trainer, log in zip(self.trainers, self.logs, strict=True):
+        for log in self.logs:
             log.close()
-            folder = self.folder / trainer.name
-            if (folder / RUN).exists():
-                continue
+        for trainer in self.trainers:
             with order_statistics_allowed():
                 trainer.sae.calibrate(calibration)
-            self._write(trainer, calibration, folder)
+            self._write(trainer, calibration, self.folder / trainer.name)
 
     def _calibration_batches(self) -> Batches:
         config = self.train_config
@@ -255,9 +289,11 @@ class SetRun:
     def _write(self, trainer: Trainer, calibration: list[torch.Tensor], folder: Path) -> None:
         facts, sae = self.facts, trainer.sae
         member = next(member for member in facts.saes if member.name == trainer.name)
-        l0 = sum(int((sae.encode(x) > 0).sum()) for x in calibration) / sum(len(x) for x in calibration)
-        window = facts.length.dead_window
-        dead = int((sae.tokens_since_fired >= window).sum())
+        active = self.shards.total(sum(int((sae.encode(x) > 0).sum()) for x in calibration))
+        l0, dead = active / sum(len(x) for x in calibration), trainer.dead_latents()
+        sae.assemble()
+        if not self.shards.is_first:
+            return
         policy = self.train_config.policy.model_dump(mode="json")
         write_sae(folder, sae, self.statistics,
                   sae_metadata(self.cache, facts.layer, l0=l0, num_dead=dead, policy=policy, name=trainer.name))
@@ -280,9 +316,10 @@ class SetRun:
             "policy": policy,
             "l0_train": l0,
             "dead_train": dead,
-            "dead_train_window_tokens": window,
+            "dead_train_window_tokens": facts.length.dead_window,
             "device": str(self.device),
             "threads": facts.threads,
+            "tensor_parallel": self.shards.size,
             "deterministic": facts.deterministic,
             "versions": versions(),
             "files": {file: file_digest(folder / file) for file in (CONFIG, SAE_WEIGHTS)},

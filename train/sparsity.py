@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from train.shards import ALONE, Shards
+
 _BOUND = math.log(100.0)
 """The coefficient stays within a factor of 100 of its start: an L0 that cannot be reached must not wind it up."""
 
@@ -85,7 +87,8 @@ class FixedCoefficient(nn.Module):
         self.step.fill_(step + 1)
 
 
-def level_passed_by(per_row: float, batches: list[Tensor], values: Callable[[Tensor], Tensor]) -> Tensor:
+def level_passed_by(per_row: float, batches: list[Tensor], values: Callable[[Tensor], Tensor],
+                    shards: Shards = ALONE) -> Tensor:
     """The level that ``per_row`` values a row exceed, over all rows of all batches: a scalar on the device.
 
     Where there are fewer values than that, a level that all of them exceed.
@@ -93,14 +96,15 @@ def level_passed_by(per_row: float, batches: list[Tensor], values: Callable[[Ten
     Args:
         per_row: how many of a row's values shall lie over the level, on average.
         batches: rows ``[batch, d_in]``.
-        values: gives the values of a batch, flat, in any number.
+        values: gives the values of a batch, flat, in any number: those of this process's latents.
+        shards: counts those of all processes.
     """
     wanted = round(per_row * sum(len(x) for x in batches))
-    first = values(batches[0]).float()
     twice = round(2 * per_row * len(batches[0]))
+    first = shards.largest(values(batches[0]).float(), twice + 1)
     floors = [torch.kthvalue(first, len(first) - twice).values] if len(first) > twice else []
     for floor in (*floors, torch.full_like(first[:1], -math.inf)):  # all values of all batches may not fit in memory
-        kept = torch.cat([found[found > floor] for found in map(values, batches)]).float()
+        kept = shards.largest(torch.cat([found[found > floor] for found in map(values, batches)]).float(), wanted + 1)
         if len(kept) > wanted:
             return torch.kthvalue(kept, len(kept) - wanted).values
     return torch.nextafter(kept.min(), torch.full_like(kept.min(), -math.inf))

@@ -1,5 +1,6 @@
 """One SAE in training: a step, its figures, and its state for checkpoints."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -22,7 +23,7 @@ class Trainer:
         self.config = config
         self.num_steps = sae.length.num_steps
         self.adam = Adam(self.sae.named_parameters(), lr, (config.beta1, config.beta2), self.sae.lr_multiples(),
-                         self.sae.unit_rows)
+                         self.sae.unit_rows, divided=self.sae.per_latent, shards=self.sae.shards)
         # bf16 products with fp32 weights and moments on CUDA. Most CPUs multiply bf16 slower than fp32.
         self._autocast = device.type == "cuda" and config.precision == "bfloat16"
         self._sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=device)
@@ -48,7 +49,6 @@ class Trainer:
         sums = dict(zip(_FIGURES, self._sums.tolist(), strict=True))
         self._sums.zero_()
         steps = max(1.0, sums["steps"])
-        dead = int((self.sae.tokens_since_fired >= self.sae.length.dead_window).sum())
         return {
             "loss": sums["mse"] / steps * self.sae.d_in + (sums["sparsity"] + sums["aux"]) / steps,
             "mse_scaled": sums["mse"] / steps,
@@ -56,27 +56,40 @@ class Trainer:
             "aux_loss": sums["aux"] / steps,
             "l0": sums["l0"] / steps,
             "explained_variance": 1 - sums["mse"] / max(sums["variance"], 1e-30),
-            "dead_latents": dead,
+            "dead_latents": self.dead_latents(),
             "lr": self.lr * self._lr_factor(step),
         }
+
+    def dead_latents(self) -> int:
+        """How many latents have been silent for the reported window."""
+        return int(self.sae.shards.sum((self.sae.tokens_since_fired >= self.sae.length.dead_window).sum()))
 
     def _lr_factor(self, step: int) -> float:
         config = self.config
         return lr_factor(step, self.num_steps, config.warmup_share, config.decay_share, config.schedule)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name."""
+        """Everything that the next step depends on, by name: whole tensors, in the first of several processes."""
+        return {name: self.sae.shards.whole(value, self._divided_along(name)) for name, value in self._parts().items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave, with any number of processes, of which the first must have it.
+
+        Copies in place, so parameters keep their memory layout.
+        """
+        for name, value in self._parts().items():
+            self.sae.shards.deal(state, name, value, self._divided_along(name))
+
+    def _parts(self) -> dict[str, Tensor]:
+        """What this process has of the state."""
         return {
             **{f"sae.{name}": value for name, value in self.sae.state_dict().items()},
             **{f"adam.{name}": value for name, value in self.adam.state().items()},
             "figures": self._sums,
         }
 
-    @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state` gave. Copies in place, so parameters keep their memory layout."""
-        for name, value in self.sae.state_dict().items():
-            value.copy_(state[f"sae.{name}"])
-        self.adam.load_state({name.removeprefix("adam."): value for name, value in state.items()
-                              if name.startswith("adam.")})
-        self._sums.copy_(state["figures"])
+    def _divided_along(self, name: str) -> int | None:
+        """The dimension of latents of a tensor of the state, as that of the parameter whose moment it may be."""
+        of_sae = name.partition(".")[2].removesuffix(".exp_avg").removesuffix(".exp_avg_sq")
+        return self.sae.per_latent.get(of_sae)

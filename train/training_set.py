@@ -168,15 +168,18 @@ def measure_extent(cache: Cache, layer: int, train: TrainConfig) -> Extent:
     return Extent(units, median, num_rows, num_blocks, num_steps, window_blocks)
 
 
-def check_sources(saes: Sequence[SAEPlan], d_in: int) -> None:
-    """Compare the sizes of SAEs with those of the SAEs that they start from.
+def check_saes(saes: Sequence[SAEPlan], d_in: int, tensor_parallel: int) -> None:
+    """Compare the sizes of SAEs with those of the SAEs that they start from, and with the processes that train them.
 
     Raises:
-        RecipeError: they differ.
+        RecipeError: they differ, or the latents cannot be divided.
     """
     for sae in saes:
         source = sae.recipe.get("warm_start")
         here = (d_in, sae.config.width(d_in))
+        if here[1] % tensor_parallel:
+            raise RecipeError(f"[train].tensor_parallel: the {here[1]:,} latents of {sae.name} cannot be divided over "
+                              f"{tensor_parallel} processes. Give sae.d_sae as a multiple of {tensor_parallel}.")
         if source is not None and (source["d_in"], source["d_sae"]) != here:
             raise RecipeError(f"[[sae]].warm_start: {sae.warm_start!r} has {source['d_sae']:,} latents on inputs of "
                               f"width {source['d_in']:,}, this SAE {here[1]:,} on {here[0]:,}. Leave out expansion and "
@@ -231,7 +234,7 @@ def open_sets(folder: Path, cache: Cache, layer: int, train: TrainConfig, saes: 
 def turns(saes: Sequence[SAEPlan], d_in: int, train: TrainConfig, window_blocks: int,
           device: str) -> list[list[SAEPlan]]:
     """The SAEs that are trained together, turn by turn: as many as fit in memory."""
-    needs = [memory_need(sae, d_in, train.batch_size, device) for sae in saes]
+    needs = [memory_need(sae, d_in, train, device) for sae in saes]
     shared, budget = shared_need(train, d_in, window_blocks), memory_budget(train, device)
     for sae, need in zip(saes, needs, strict=True):
         if set_need([need], shared) > budget:

@@ -10,7 +10,11 @@ from tests.train import tiny_run
 from train.batches import Batches
 from train.choose_cache import choose_cache
 from train.commands.run import _expansions, _layers
+from train.config import read_train_config
 from train.groups import plan_groups, train_configs
+from train.processes import Process
+from train.run import train_saes
+from train.training_set import check_saes
 from train.watchers import WATCHERS, Watchers
 from train.watchers.base import WatchedRun
 
@@ -50,6 +54,22 @@ def an_unknown_architecture(w):
 @case(2, "[[sae]] number 2", then="Change its seed")
 def the_same_sae_twice(w):
     saes({"sae": [{"architecture": "topk", "d_sae": 8, "k": 2}] * 2})
+
+
+@case(2, "tensor_parallel is 2", "here are 3", then="torchrun --nproc-per-node 2")
+def processes_that_make_no_whole_teams(w):
+    Process(0, 0, 3).team(2)
+
+
+@case(2, "tensor_parallel", "the 32 latents", "over 3 processes", then="a multiple of 3")
+def latents_that_cannot_be_divided(w):
+    check_saes(saes(ONE_SAE), 24, 3)
+
+
+@case(2, "tensor_parallel is 2", "here are 1", then="under torchrun")
+def an_sae_that_one_process_is_to_divide(w):
+    train_saes(tiny_run.cache(), 3, read_train_config({"train": {"tensor_parallel": 2}}), [], runs=w.tmp, device="cpu",
+               say=print)
 
 
 @case(2, "640 tokens", "1,000", then="harvest more")

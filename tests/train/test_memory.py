@@ -25,10 +25,12 @@ def test_what_is_kept_is_counted_with_room_for_an_architectures_own_vectors(name
     sae = ARCHITECTURES[name](plan.config, 96, RunLength(100, 64))
     trainer = Trainer(name, sae, 1e-3, train, torch.device("cpu"))
     kept = sum(tensor.numel() * tensor.element_size() for tensor in trainer.state().values())
-    counted = memory_need(plan, 96, 64, "cuda").kept
+    counted = memory_need(plan, 96, train, "cuda").kept
     assert kept <= counted * 1.02  # counts and flags of d_sae
     assert counted <= kept * 1.10
-    assert memory_need(plan, 96, 64, "cpu").kept > counted
+    assert memory_need(plan, 96, train, "cpu").kept > counted
+    quarter = memory_need(plan, 96, TrainConfig(tensor_parallel=4), "cuda").kept
+    assert counted / 4 < quarter < counted / 4 * 1.01  # b_dec is on all of them
 
 
 def test_the_budget_is_what_the_recipe_says_or_most_of_what_is_free():

@@ -55,18 +55,23 @@ def test_a_fixed_coefficient_warms_up_linearly():
     assert values[9:] == [5.0, 5.0, 5.0]
 
 
-def test_the_level_is_passed_by_exactly_as_many_values_as_asked():
+def level_cases():
+    """Values a row to pass, and batches: of all kinds, and with a first batch that is not like the others."""
     generator = torch.Generator().manual_seed(0)
     batches = list(torch.randn(1000, 40, generator=generator).split(128))
-    for per_row in (1, 2.5, 30):
+    unlike = [torch.full((4, 10), 5.0) + torch.arange(10), *(x.view(4, 10) for x in torch.arange(120.0).split(40))]
+    return [*((per_row, batches) for per_row in (1, 2.5, 30)), (3, unlike), (5, [torch.tensor([[1.0, -2.0]] * 2)])]
+
+
+def test_the_level_is_passed_by_exactly_as_many_values_as_asked():
+    for per_row, batches in level_cases()[:3]:
         level = level_passed_by(per_row, batches, torch.flatten)
         assert sum(int((x > level).sum()) for x in batches) == per_row * 1000
 
 
 def test_the_level_is_found_where_the_first_batch_is_not_like_the_others():
-    batches = [torch.full((4, 10), 5.0) + torch.arange(10), *torch.arange(120.0).split(40)]
-    batches = [x.view(4, 10) for x in batches]
-    assert sum(int((x > level_passed_by(3, batches, torch.flatten)).sum()) for x in batches) == 48
+    per_row, batches = level_cases()[3]
+    assert sum(int((x > level_passed_by(per_row, batches, torch.flatten)).sum()) for x in batches) == 48
 
 
 def test_where_there_are_fewer_values_than_asked_all_of_them_pass():

@@ -8,6 +8,7 @@ import pytest
 from tests.train.fake_cache import FakeCache, planted
 from train.config import plan_saes, read_train_config, sae_tables
 from train.run import train_saes
+from train.shards import ALONE
 from train.trainer import Trainer
 
 RECIPE = {
@@ -27,11 +28,12 @@ def cache(units=None):
     return FakeCache(rows * 7 + 1, num_train_rows=3500, units=units)
 
 
-def train(runs, recipe=RECIPE, units=None, say=lambda line: None):
-    config = read_train_config(recipe)
+def train(runs, recipe=RECIPE, units=None, say=lambda line: None, shards=ALONE):
+    config = read_train_config({**recipe, "train": {**recipe["train"], "tensor_parallel": shards.size}})
     opened = cache(units)
     saes = plan_saes(sae_tables(recipe, None), config, 3, opened.d_model)
-    return opened, train_saes(opened, 3, config, saes, runs=Path(runs), device="cpu", say=say)
+    return opened, train_saes(opened, 3, config, saes, runs=Path(runs), device="cpu", say=say,
+                              shards=shards)
 
 
 def stopped_at(step, runs, recipe=RECIPE, units=None):

@@ -7,11 +7,16 @@
 In training x is the scaled and centred activation (`train.statistics`), so ``b_dec`` starts at zero and is
 not subtracted from the encoder's input: no gradient to the input is ever needed. `train.export` folds
 scale and centre in, and the SAE on disk takes raw activations and has the usual ``(x - b_dec) W_enc``.
+
+Where several processes train an SAE (`train.shards`), each has ``width`` of the d_sae latents, and everything that has
+latents along a dimension is as wide as that: read ``[width]`` for ``[d_sae]``. What is summed over latents goes
+through ``shards.sum``; with one process that is nothing.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,6 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shared.recipe import Table
+from train.shards import ALONE, Shards
 
 
 class SAEConfig(Table):
@@ -83,7 +89,7 @@ class Loss:
     l0: Tensor
     """Mean number of active latents in a row."""
     fired: Tensor
-    """bool [d_sae]: latents that were active in any row."""
+    """bool [width]: this process's latents that were active in any row."""
 
 
 class SAE(nn.Module, ABC):
@@ -93,6 +99,8 @@ class SAE(nn.Module, ABC):
     name: ClassVar[str]
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
     """Parameters whose rows the optimiser keeps at unit norm (`train.optimizer.Adam`)."""
+    per_latent: ClassVar[dict[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "tokens_since_fired": 0}
+    """Parameters and buffers that are divided between processes, and their dimension of latents."""
 
     W_enc: nn.Parameter
     b_enc: nn.Parameter
@@ -100,20 +108,22 @@ class SAE(nn.Module, ABC):
     b_dec: nn.Parameter
     tokens_since_fired: Tensor
 
-    def __init__(self, config: SAEConfig, d_in: int, length: RunLength) -> None:
+    def __init__(self, config: SAEConfig, d_in: int, length: RunLength, shards: Shards = ALONE) -> None:
         super().__init__()
         self.config = config
         self.length = length
+        self.shards = shards
         self.d_in = d_in
         self.d_sae = config.width(d_in)
-        decoder, encoder, self.drawn_norms = initial_weights(config, d_in, self.d_sae)
+        self.width = self.d_sae // shards.size
+        decoder, encoder, self.drawn_norms = initial_weights(config, d_in, self.d_sae, shards)
         # The encoder is stored latent by latent, as the decoder is: its sparse gradient, its GEMM and the
         # optimiser's state then all walk along rows of d_in.
         self.W_enc = nn.Parameter(encoder.t())
-        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(self.width))
         self.W_dec = nn.Parameter(decoder)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
-        self.register_buffer("tokens_since_fired", torch.zeros(self.d_sae, dtype=torch.int64))
+        self.register_buffer("tokens_since_fired", torch.zeros(self.width, dtype=torch.int64))
         self.given: frozenset[str] = frozenset()
         """Parameters that came from another SAE (`start_from`): the first batch does not set them."""
 
@@ -122,20 +132,30 @@ class SAE(nn.Module, ABC):
         """Take these weights, by the parameters' names, in place of those drawn; others stay as they are."""
         for name, parameter in self.named_parameters():
             if name in weights:
-                parameter.copy_(weights[name])
+                parameter.copy_(self.shards.own(weights[name], self.per_latent.get(name)))
         self.given = frozenset(weights)
 
+    @torch.no_grad()
+    def assemble(self) -> None:
+        """Become the whole SAE, on the CPU, in the first of several processes. In the others it is of no use then."""
+        if self.shards.size > 1:
+            self.cpu()
+            for name, dim in self.per_latent.items():
+                part = getattr(self, name)
+                part.data = self.shards.whole(part, dim)
+            self.shards, self.width = ALONE, self.d_sae
+
     def pre_acts(self, x: Tensor) -> Tensor:
-        """Encoder output before the activation function: ``[batch, d_in] -> [batch, d_sae]``."""
+        """Encoder output before the activation function: ``[batch, d_in] -> [batch, width]``."""
         return torch.addmm(self.b_enc, x, self.W_enc)
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
-        """Latents ``[batch, d_sae]`` of x ``[batch, d_in]``, each row independent of the others."""
+        """Latents ``[batch, width]`` of x ``[batch, d_in]``, each row independent of the others."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction ``[batch, d_in]`` of latents ``[batch, d_sae]``."""
-        return torch.addmm(self.b_dec, latents, self.W_dec)
+        """Reconstruction ``[batch, d_in]`` of latents ``[batch, width]``."""
+        return self.shards.sum(torch.addmm(self.shards.once(self.b_dec), latents, self.W_dec))
 
     def forward(self, x: Tensor) -> Tensor:
         """``decode(encode(x))``, as it is used after training."""
@@ -164,22 +184,35 @@ class SAE(nn.Module, ABC):
         return error.square().sum() / len(x)
 
 
-def initial_weights(config: SAEConfig, d_in: int, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Decoder and transposed encoder, both ``[d_sae, d_in]``: a function of the seed, on any device.
+_DRAWN_ROWS = 4096
+"""Rows that are drawn at a time, and dropped where another process has them: the whole need not fit in memory."""
 
-    The third, ``[d_sae]``, is the norms that the decoder's rows were drawn with, before they were scaled to 1.
+
+def initial_weights(config: SAEConfig, d_in: int, d_sae: int, shards: Shards = ALONE) -> tuple[Tensor, Tensor, Tensor]:
+    """Decoder and transposed encoder, both ``[width, d_in]``: a function of the seed, on any device, divided anyhow.
+
+    The third, ``[width]``, is the norms that the decoder's rows were drawn with, before they were scaled to 1.
     "kaiming" is He et al. 2015 as torch has it: uniform within sqrt(6 / fan-in), where the fan-in of a matrix is
     its second dimension: d_in for W_dec [d_sae, d_in], d_sae for W_enc [d_in, d_sae].
     """
     generator = torch.Generator().manual_seed(config.seed)
+    first = shards.rank * d_sae // shards.size
+    own = range(first, first + d_sae // shards.size)
+
+    def drawn(fill: Callable[[Tensor], Tensor]) -> Tensor:
+        # Normal numbers come in sixteens: whole ones in every block, so that they are those of one matrix.
+        starts = [*range(0, max(1, d_sae - _DRAWN_ROWS + 1), _DRAWN_ROWS), d_sae]
+        blocks = (fill(torch.empty(stop - start, d_in))[max(0, own.start - start) : max(0, own.stop - start)]
+                  for start, stop in itertools.pairwise(starts))
+        return torch.cat([block.clone() for block in blocks])
 
     def uniform(fan_in: int) -> Tensor:
         bound = math.sqrt(6.0 / fan_in)
-        return torch.empty(d_sae, d_in).uniform_(-bound, bound, generator=generator)
+        return drawn(lambda block: block.uniform_(-bound, bound, generator=generator))
 
     tied = config.init == "tied"
-    drawn = torch.randn(d_sae, d_in, generator=generator) if tied else uniform(d_in)
-    norms: Tensor = torch.linalg.vector_norm(drawn, dim=1)
-    decoder = drawn / norms[:, None]
+    decoder = drawn(lambda block: block.normal_(generator=generator)) if tied else uniform(d_in)
+    norms: Tensor = torch.linalg.vector_norm(decoder, dim=1)
+    decoder = decoder / norms[:, None]
     encoder = decoder if tied else uniform(d_sae)
     return decoder, encoder * config.encoder_scale, norms

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from train.architectures.base import Loss, RunLength
 from train.architectures.topk import TopKConfig, TopKSAE
+from train.shards import ALONE, Shards
 from train.sparsity import level_passed_by
 
 _DECAY = 0.99
@@ -29,8 +30,8 @@ class BatchTopKSAE(TopKSAE):
     threshold_weight: Tensor
     threshold_calibrated: Tensor
 
-    def __init__(self, config: TopKConfig, d_in: int, length: RunLength) -> None:
-        super().__init__(config, d_in, length)
+    def __init__(self, config: TopKConfig, d_in: int, length: RunLength, shards: Shards = ALONE) -> None:
+        super().__init__(config, d_in, length, shards)
         self.register_buffer("threshold_sum", torch.tensor(0.0))
         self.register_buffer("threshold_weight", torch.tensor(0.0))
         self.register_buffer("threshold_calibrated", torch.tensor(float("nan")))
@@ -39,44 +40,50 @@ class BatchTopKSAE(TopKSAE):
 
     @property
     def threshold(self) -> Tensor:
-        """[d_sae]: the one threshold of inference, for every latent."""
+        """[width]: the one threshold of inference, for every latent."""
         average = self.threshold_sum / self.threshold_weight.clamp_min(1e-12)
         value = torch.where(self.threshold_calibrated.isnan(), average, self.threshold_calibrated)
-        return value.expand(self.d_sae)
+        return value.expand(self.width)
 
     def encode(self, x: Tensor) -> Tensor:
         pre_acts = self.pre_acts(x)
         return pre_acts.relu() * (pre_acts > self.threshold)
 
     def choose(self, pre_acts: Tensor) -> Tensor:
-        wanted = min(self.k * len(pre_acts), pre_acts.numel())
-        flat = pre_acts.detach().flatten()
-        if flat.device.type == "cpu":
-            chosen, threshold = self._choose_on_cpu(flat, wanted)
-        else:
-            chosen = largest(flat, wanted)
-            threshold = flat[chosen].min().float()
+        wanted = self.k * len(pre_acts)
+        choose = self._choose_on_cpu if pre_acts.device.type == "cpu" else self._choose_on_cuda
+        chosen, threshold = choose(pre_acts.detach().flatten(), wanted)
         self._batch_threshold = threshold.clamp_min(0.0)
         return chosen
 
     def _choose_on_cpu(self, flat: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
         """The ``wanted`` largest entries by an exact threshold: a tenth of the time of a flat topk.
 
-        Candidates are what lies over nine tenths of the last threshold; if those are too few, everything.
+        Candidates are what lies over nine tenths of the last threshold; if those are too few, everything positive.
         The result does not depend on where the search began, so a resumed run takes the same latents.
         """
         values = flat.numpy()
         candidates = np.flatnonzero(values > 0.9 * self._last_threshold)
-        if len(candidates) < wanted:
+        if self.shards.total(len(candidates)) < wanted:
             candidates = np.flatnonzero(values > 0.0)
-        if len(candidates) > wanted:
-            kept = values[candidates]
-            threshold = np.partition(kept, len(kept) - wanted)[len(kept) - wanted]
+        kept = values[candidates]
+        every = self.shards.largest(torch.from_numpy(kept), wanted + 1).numpy()
+        if len(every) > wanted:
+            threshold = np.partition(every, len(every) - wanted)[len(every) - wanted]
             candidates = candidates[kept >= threshold]
         else:
-            threshold = values[candidates].min() if len(candidates) else np.float32(0.0)
+            threshold = every.min() if len(every) else np.float32(0.0)
         self._last_threshold = float(threshold)
         return torch.from_numpy(candidates), torch.tensor(float(threshold))
+
+    def _choose_on_cuda(self, flat: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+        """The ``wanted`` largest entries; with one process without a wait for the device."""
+        chosen = largest(flat, min(wanted, len(flat)))
+        values = flat[chosen]
+        among = self.shards.among_largest(values[None], wanted)
+        if among is None:
+            return chosen, values.min().float()
+        return chosen[among[0][0]], among[1][0].float()
 
     @torch.no_grad()
     def after_step(self, loss: Loss, batch_size: int, step: int) -> None:
@@ -88,7 +95,7 @@ class BatchTopKSAE(TopKSAE):
     @torch.no_grad()
     def calibrate(self, batches: list[Tensor]) -> None:
         """Set the threshold so that these training rows have a mean L0 of k with the weights as they are."""
-        self.threshold_calibrated.copy_(level_passed_by(self.k, batches, self._positive))
+        self.threshold_calibrated.copy_(level_passed_by(self.k, batches, self._positive, self.shards))
 
     def _positive(self, x: Tensor) -> Tensor:
         pre_acts = self.pre_acts(x)

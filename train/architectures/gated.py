@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from train.architectures.base import Loss, RunLength
 from train.architectures.sparse import decode_active
 from train.architectures.standard import StandardConfig, StandardSAE
+from train.shards import ALONE, Shards
 
 
 class GatedConfig(StandardConfig):
@@ -31,14 +32,15 @@ class GatedSAE(StandardSAE):
 
     Config = GatedConfig
     name = "gated"
+    per_latent = StandardSAE.per_latent | {"r_mag": 0, "b_mag": 0}
 
-    def __init__(self, config: GatedConfig, d_in: int, length: RunLength) -> None:
-        super().__init__(config, d_in, length)
-        self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
-        self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
+    def __init__(self, config: GatedConfig, d_in: int, length: RunLength, shards: Shards = ALONE) -> None:
+        super().__init__(config, d_in, length, shards)
+        self.r_mag = nn.Parameter(torch.zeros(self.width))
+        self.b_mag = nn.Parameter(torch.zeros(self.width))
 
     def magnitudes(self, gate: Tensor) -> Tensor:
-        """ReLU(magnitude) ``[batch, d_sae]`` from the gate, without a second product with W_enc."""
+        """ReLU(magnitude) ``[batch, width]`` from the gate, without a second product with W_enc."""
         return torch.addcmul(self.b_mag, gate - self.b_enc, self.r_mag.exp()).relu()
 
     def encode(self, x: Tensor) -> Tensor:
@@ -55,13 +57,13 @@ class GatedSAE(StandardSAE):
             self.start(x)
         gate = self.pre_acts(x).float()
         latents = self.magnitudes(gate) * (gate > 0)
-        error = self.reconstruction_error(x, decode_active(latents, self.W_dec) + self.b_dec)
+        error = self.reconstruction_error(x, self.shards.sum(decode_active(latents, self.W_dec)) + self.b_dec)
         opened = gate.relu()
-        penalty = self.controller.coefficient() * opened.sum() / len(x)
-        frozen = torch.addmm(self.b_dec.detach(), opened, self.W_dec.detach())
-        aux = self.reconstruction_error(x, frozen)
+        penalty = self.controller.coefficient() * self.shards.sum(opened.sum()) / len(x)
+        frozen = torch.addmm(self.shards.once(self.b_dec.detach()), opened, self.W_dec.detach())
+        aux = self.reconstruction_error(x, self.shards.sum(frozen))
         active = latents.detach() > 0
-        l0 = active.sum() / len(x)
+        l0 = self.shards.sum(active.sum()) / len(x)
         self.controller.update(l0, step)
         return Loss(total=error + penalty + aux, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
                     aux=aux.detach(), l0=l0, fired=active.any(0))

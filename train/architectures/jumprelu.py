@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import decode_active
+from train.shards import ALONE, Shards
 from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by
 
 _BANDWIDTH = {"tanh": 2.0, "step": 0.001, "target_l0": 0.05}
@@ -112,14 +113,15 @@ class JumpReLUSAE(SAE):
 
     Config = JumpReLUConfig
     name = "jumprelu"
+    per_latent = SAE.per_latent | {"theta": 0}
 
-    def __init__(self, config: JumpReLUConfig, d_in: int, length: RunLength) -> None:
-        super().__init__(config, d_in, length)
+    def __init__(self, config: JumpReLUConfig, d_in: int, length: RunLength, shards: Shards = ALONE) -> None:
+        super().__init__(config, d_in, length, shards)
         self.config: JumpReLUConfig = config
         self.bandwidth = config.bandwidth or _BANDWIDTH[config.loss]
         self.pre_act_coefficient = (_PRE_ACT[config.loss] if config.pre_act_coefficient is None
                                     else config.pre_act_coefficient)
-        threshold = torch.full((self.d_sae,), config.threshold_init or 0.0)
+        threshold = torch.full((self.width,), config.threshold_init or 0.0)
         if config.init == "kaiming":
             # The decoder's rows were scaled to unit norm: the function stays the same if this goes to the other side.
             with torch.no_grad():
@@ -137,18 +139,18 @@ class JumpReLUSAE(SAE):
 
     @property
     def threshold(self) -> Tensor:
-        """[d_sae]: what a pre-activation must exceed, differentiable."""
+        """[width]: what a pre-activation must exceed, differentiable."""
         return self.theta.exp() if self.config.loss == "step" else self.theta
 
     @torch.no_grad()
     def set_threshold(self, threshold: Tensor) -> None:
-        """Set the threshold ``[d_sae]``; below zero is zero, which is ReLU."""
+        """Set the threshold ``[width]``; below zero is zero, which is ReLU."""
         self.theta.copy_(threshold.clamp_min(1e-8).log() if self.config.loss == "step" else threshold.clamp_min(0.0))
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         super().start_from(weights)
         if "threshold" in weights:
-            self.set_threshold(weights["threshold"])
+            self.set_threshold(self.shards.own(weights["threshold"], 0))
 
     def encode(self, x: Tensor) -> Tensor:
         pre_acts = self.pre_acts(x)
@@ -171,15 +173,16 @@ class JumpReLUSAE(SAE):
         threshold = self.threshold
         latents: Tensor = _Jump.apply(  # type: ignore[no-untyped-call]
             pre_acts, threshold, self.bandwidth, config.loss == "tanh")
-        error = self.reconstruction_error(x, decode_active(latents, self.W_dec) + self.b_dec)
+        error = self.reconstruction_error(x, self.shards.sum(decode_active(latents, self.W_dec)) + self.b_dec)
         penalty = self.controller.coefficient() * self._penalty(pre_acts, threshold, latents) / len(x)
         total, aux = error + penalty, error.new_zeros(())
         if self.pre_act_coefficient > 0:
             silent = (self.tokens_since_fired >= self.length.dead_window).to(pre_acts.dtype)
-            pull = (torch.relu(threshold - pre_acts) @ silent).sum() / len(x) * self.pre_act_coefficient
+            pull = self.shards.sum((torch.relu(threshold - pre_acts) @ silent).sum())
+            pull = pull / len(x) * self.pre_act_coefficient
             total, aux = total + pull, pull.detach()
         active = latents.detach() > 0
-        l0 = active.sum() / len(x)
+        l0 = self.shards.sum(active.sum()) / len(x)
         self.controller.update(l0, step)
         return Loss(total=total, mse=error.detach() / self.d_in, sparsity=penalty.detach(), aux=aux, l0=l0,
                     fired=active.any(0))
@@ -187,11 +190,11 @@ class JumpReLUSAE(SAE):
     def _penalty(self, pre_acts: Tensor, threshold: Tensor, latents: Tensor) -> Tensor:
         """What the coefficient multiplies, summed over the batch."""
         if self.config.loss == "tanh":
-            return torch.tanh(self.config.tanh_scale * latents).sum()
+            return self.shards.sum(torch.tanh(self.config.tanh_scale * latents).sum())
         active: Tensor = _Step.apply(pre_acts, threshold, self.bandwidth)  # type: ignore[no-untyped-call]
         if self.config.loss == "step":
-            return active.sum()
-        return (active.sum(1) - self.config.l0).square().sum() * (2 / self.config.l0)
+            return self.shards.sum(active.sum())
+        return (self.shards.sum(active.sum(1)) - self.config.l0).square().sum() * (2 / self.config.l0)
 
     @torch.no_grad()
     def after_step(self, loss: Loss, batch_size: int, step: int) -> None:
@@ -203,7 +206,8 @@ class JumpReLUSAE(SAE):
     def calibrate(self, batches: list[Tensor]) -> None:
         """Shift all thresholds alike, so that these training rows have the asked mean L0."""
         if self.config.sparsity_coefficient is None:
-            self.set_threshold(self.threshold + level_passed_by(self.config.l0, batches, self._margins))
+            level = level_passed_by(self.config.l0, batches, self._margins, self.shards)
+            self.set_threshold(self.threshold + level)
 
     def _margins(self, x: Tensor) -> Tensor:
         """How far positive pre-activations are over their threshold, flat."""

@@ -12,6 +12,8 @@ the mean is the same but for the weight beside AuxK, which it leaves as it is in
 The threshold of inference, and the form on disk (JumpReLU), are BatchTopK's.
 """
 
+import itertools
+
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -20,6 +22,7 @@ from train.architectures.base import Loss, RunLength
 from train.architectures.batchtopk import BatchTopKSAE
 from train.architectures.sparse import decode_pairs, gather_pre_acts, select_pairs
 from train.architectures.topk import TopKConfig
+from train.shards import ALONE, Shards
 
 
 class MatryoshkaConfig(TopKConfig):
@@ -48,9 +51,13 @@ class MatryoshkaSAE(BatchTopKSAE):
     Config = MatryoshkaConfig
     name = "matryoshka"
 
-    def __init__(self, config: MatryoshkaConfig, d_in: int, length: RunLength) -> None:
-        super().__init__(config, d_in, length)
-        self.group_sizes = config.group_sizes(self.d_sae)
+    def __init__(self, config: MatryoshkaConfig, d_in: int, length: RunLength, shards: Shards = ALONE) -> None:
+        super().__init__(config, d_in, length, shards)
+        # Of each group, what is among this process's latents: there may be nothing.
+        first = shards.rank * self.width
+        edges = [min(max(edge - first, 0), self.width)
+                 for edge in (0, *itertools.accumulate(config.group_sizes(self.d_sae)))]
+        self.group_sizes = [stop - start for start, stop in itertools.pairwise(edges)]
 
     def loss(self, x: Tensor, step: int) -> Loss:
         if x.device.type == "cpu" and self.sparse_on_cpu:
@@ -60,7 +67,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         residual = x - self.b_dec
         prefix_errors = []
         for part in parts:
-            residual = residual - part
+            residual = residual - self.shards.sum(part)
             prefix_errors.append(residual.square().sum() / len(x))
         error = torch.stack(prefix_errors).mean()
         aux = self.aux_loss(x, x - residual, step)
@@ -74,7 +81,7 @@ class MatryoshkaSAE(BatchTopKSAE):
             pre_acts = self.pre_acts(x)
             flat = self.choose(pre_acts)
             flat = flat[pre_acts.flatten().index_select(0, flat) > 0]
-            chosen = select_pairs(flat, len(x), self.d_sae)
+            chosen = select_pairs(flat, len(x), self.width)
         values = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, chosen)
         parts, first = [], 0
         for W_dec in torch.split(self.W_dec, self.group_sizes):
@@ -82,7 +89,7 @@ class MatryoshkaSAE(BatchTopKSAE):
             within = chosen.rows[inside] * len(W_dec) + chosen.latents[inside] - first
             parts.append(decode_pairs(values[inside], W_dec, select_pairs(within, len(x), len(W_dec))))
             first += len(W_dec)
-        return parts, torch.tensor(len(flat) / len(x)), chosen.counts > 0
+        return parts, self.shards.sum(torch.tensor(len(flat) / len(x))), chosen.counts > 0
 
     def _decode_dense(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """The same through dense autograd: the form for GPUs."""
@@ -93,4 +100,4 @@ class MatryoshkaSAE(BatchTopKSAE):
             mask &= pre_acts > 0
         latents = torch.split(pre_acts * mask, self.group_sizes, dim=1)
         parts = [group @ W_dec for group, W_dec in zip(latents, torch.split(self.W_dec, self.group_sizes), strict=True)]
-        return parts, mask.sum() / len(x), mask.any(0)
+        return parts, self.shards.sum(mask.sum()) / len(x), mask.any(0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import active_pairs, decode_pairs, gather_pre_acts, select_pairs
+from train.shards import ALONE, Shards
 from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by
 
 
@@ -39,8 +40,8 @@ class StandardSAE(SAE):
     Config = StandardConfig
     name = "standard"
 
-    def __init__(self, config: StandardConfig, d_in: int, length: RunLength) -> None:
-        super().__init__(config, d_in, length)
+    def __init__(self, config: StandardConfig, d_in: int, length: RunLength, shards: Shards = ALONE) -> None:
+        super().__init__(config, d_in, length, shards)
         self.config: StandardConfig = config
         self.controller: CoefficientController | FixedCoefficient
         if config.l1_coefficient is None:
@@ -72,12 +73,13 @@ class StandardSAE(SAE):
             l0, fired = active.sum() / len(x), active.any(0)
         else:
             # The gradient of ReLU stops at the other latents, so nothing else is decoded or differentiated.
-            selection = select_pairs(flat, len(x), self.d_sae)
+            selection = select_pairs(flat, len(x), self.width)
             latents = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts.detach(), selection)
-            x_hat = decode_pairs(latents, self.W_dec, selection) + self.b_dec
+            x_hat = self.shards.sum(decode_pairs(latents, self.W_dec, selection)) + self.b_dec
             l0, fired = torch.tensor(len(flat) / len(x)), selection.counts > 0
         error = self.reconstruction_error(x, x_hat)
-        penalty = self.controller.coefficient() * latents.sum() / len(x)
+        penalty = self.controller.coefficient() * self.shards.sum(latents.sum()) / len(x)
+        l0 = self.shards.sum(l0)
         self.controller.update(l0, step)
         return Loss(total=error + penalty, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
                     aux=error.new_zeros(()), l0=l0, fired=fired)
@@ -86,7 +88,7 @@ class StandardSAE(SAE):
     def calibrate(self, batches: list[Tensor]) -> None:
         """Shift b_enc, for all latents alike, so that these training rows have the asked mean L0."""
         if self.config.l1_coefficient is None:
-            self.b_enc.sub_(level_passed_by(self.config.l0, batches, self._gates))
+            self.b_enc.sub_(level_passed_by(self.config.l0, batches, self._gates, self.shards))
 
     def _gates(self, x: Tensor) -> Tensor:
         """What must be over zero for a latent to be active, flat."""

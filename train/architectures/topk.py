@@ -15,6 +15,7 @@ from torch import Tensor
 
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import decode_pairs, gather_pre_acts, select_pairs
+from train.shards import ALONE, Shards
 
 _REFRESH_STEPS = 16
 """Every how many steps the list of silent latents is made anew. On a GPU that is a wait for the device."""
@@ -45,29 +46,35 @@ class TopKSAE(SAE):
 
     Config = TopKConfig
     name = "topk"
+    per_latent = SAE.per_latent | {"silent": 0}
 
     silent: Tensor
 
-    def __init__(self, config: TopKConfig, d_in: int, length: RunLength) -> None:
-        super().__init__(config, d_in, length)
+    def __init__(self, config: TopKConfig, d_in: int, length: RunLength, shards: Shards = ALONE) -> None:
+        super().__init__(config, d_in, length, shards)
         self.config: TopKConfig = config
         self.k = min(config.k, self.d_sae)
         self.k_aux = config.k_aux if config.k_aux is not None else max(1, d_in // 2)
         self.dead_after = config.dead_after_tokens or max(1, min(10_000_000, length.num_tokens // 10))
         self.sparse_on_cpu = True  # tests turn it off to compare with dense autograd
-        self.register_buffer("silent", torch.zeros(self.d_sae, dtype=torch.bool))
+        self.register_buffer("silent", torch.zeros(self.width, dtype=torch.bool))
         self._silent_list: Tensor | None = None
+        self._num_silent = 0  # of all processes
 
     def encode(self, x: Tensor) -> Tensor:
         pre_acts = self.pre_acts(x)
-        values, latents = torch.topk(pre_acts, self.k, dim=1, sorted=False)
-        return torch.zeros_like(pre_acts).scatter_(1, latents, values.relu_())
+        chosen = self.choose(pre_acts)
+        latents = torch.zeros_like(pre_acts)
+        latents.view(-1)[chosen] = pre_acts.view(-1)[chosen].relu_()
+        return latents
 
     def choose(self, pre_acts: Tensor) -> Tensor:
-        """The pairs that a training batch keeps: row * d_sae + latent, int64 [n], sorted by row."""
-        latents = torch.topk(pre_acts, self.k, dim=1, sorted=False).indices
+        """The pairs that a training batch keeps: row * width + latent, int64 [n], sorted by row."""
+        values, latents = torch.topk(pre_acts, min(self.k, self.width), dim=1, sorted=False)
         rows = torch.arange(len(pre_acts), device=pre_acts.device)
-        return (latents + rows[:, None] * self.d_sae).flatten()
+        pairs = latents + rows[:, None] * self.width
+        among = self.shards.among_largest(values, self.k)
+        return pairs.flatten() if among is None else pairs[among[0]]
 
     def loss(self, x: Tensor, step: int) -> Loss:
         if self.sparse_on_cpu if x.device.type == "cpu" else self.k <= _SPARSE_SHARE_ON_CUDA * self.d_sae:
@@ -84,13 +91,13 @@ class TopKSAE(SAE):
         """Reconstruction, L0 and fired latents; the same sums as the dense form, over selected pairs only."""
         with torch.no_grad():
             pre_acts = self.pre_acts(x)
-            selection = select_pairs(self.choose(pre_acts), len(x), self.d_sae)
+            selection = select_pairs(self.choose(pre_acts), len(x), self.width)
         values = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, selection).relu()
-        x_hat = decode_pairs(values, self.W_dec, selection) + self.b_dec
+        x_hat = self.shards.sum(decode_pairs(values, self.W_dec, selection)) + self.b_dec
         active = values.detach() > 0
-        fired = torch.zeros(self.d_sae, dtype=torch.int32, device=x.device)
+        fired = torch.zeros(self.width, dtype=torch.int32, device=x.device)
         fired.index_add_(0, selection.latents, active.to(torch.int32))
-        return x_hat, active.sum() / len(x), fired > 0
+        return x_hat, self.shards.sum(active.sum()) / len(x), fired > 0
 
     def _reconstruct_dense(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same through dense autograd: the form for many latents on a GPU, and the reference for tests."""
@@ -100,7 +107,7 @@ class TopKSAE(SAE):
             mask.view(-1)[self.choose(pre_acts)] = True
             mask &= pre_acts > 0
         x_hat = self.decode(pre_acts * mask)
-        return x_hat, mask.sum() / len(x), mask.any(0)
+        return x_hat, self.shards.sum(mask.sum()) / len(x), mask.any(0)
 
     def aux_loss(self, x: Tensor, x_hat: Tensor, step: int) -> Tensor | None:
         """AuxK, or None while no latent is silent. Only the silent columns are computed."""
@@ -111,14 +118,16 @@ class TopKSAE(SAE):
             self._silent_list = None
         if self._silent_list is None:
             self._silent_list = self.silent.nonzero().squeeze(1)
+            self._num_silent = self.shards.total(len(self._silent_list))
         silent = self._silent_list
-        if len(silent) == 0:
+        if self._num_silent == 0:
             return None
         residual = (x - x_hat).detach()
         latents = torch.relu(torch.addmm(self.b_enc[silent], x, self.W_enc.t().index_select(0, silent).t()))
-        if len(silent) > self.k_aux:
-            values, columns = torch.topk(latents, self.k_aux, dim=1, sorted=False)
-            latents = torch.zeros_like(latents).scatter(1, columns, values)
-        error = (residual - latents @ self.W_dec.index_select(0, silent)).square().sum()
+        if self._num_silent > self.k_aux:
+            values, columns = torch.topk(latents, min(self.k_aux, len(silent)), dim=1, sorted=False)
+            among = self.shards.among_largest(values, self.k_aux)
+            latents = torch.zeros_like(latents).scatter(1, columns, values if among is None else values * among[0])
+        error = (residual - self.shards.sum(latents @ self.W_dec.index_select(0, silent))).square().sum()
         variance = (residual - residual.mean(0)).square().sum()
         return self.config.aux_coefficient * self.d_in * error / variance.clamp_min(1e-12)

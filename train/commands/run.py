@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from train.evaluation_files import EVAL
 from train.groups import Group, plan_groups, share_of, train_configs
 from train.processes import Process, this_process
 from train.run import train_saes
+from train.shards import open_shards
 from train.summary import print_summary, summary_console
 from train.training_set import layer_folder, start_over
 
@@ -29,6 +31,7 @@ Example:
   python -m train run --layer "9 15" --set "sae.k=[16, 32, 64]" --set "sae.seed=[0, 1]" --dry-run
 The same command again goes on where it stopped. Results are under runs/<cache>/layer<L>/.
 On several GPUs the SAEs are shared out, one process a GPU: torchrun --nproc-per-node 8 -m train run ...
+With --set train.tensor_parallel=8, too, eight of them train every SAE between them.
 """
 
 
@@ -58,12 +61,15 @@ def run(recipe_name: str | None, cache_name: str | None, layers: str | None, ove
     process = this_process()
     recipe = read_recipe(find_recipe(recipe_name) if recipe_name else None, overrides)
     configs = train_configs(recipe, _layers(layers))
+    tensor_parallel = configs[0].tensor_parallel
+    # What is planned for several processes can be looked at in one.
+    team = process if dry_run and process.world_size == 1 else process.team(tensor_parallel)
     widths = _expansions(expansion)
     plan_groups(recipe, configs, widths, 4096)  # every mistake in the recipe is found before a cache is opened
     if cache_name is None and recipe_name is not None and (CACHES / Path(recipe_name).stem / PLAN).exists():
         cache_name = Path(recipe_name).stem  # the cache that the same recipe harvests
     cache = choose_cache(cache_name, *dict.fromkeys(config.layer for config in configs if config.layer is not None))
-    groups = share_of(plan_groups(recipe, configs, widths, cache.d_model), process.rank, process.world_size)
+    groups = share_of(plan_groups(recipe, configs, widths, cache.d_model), team.rank, team.world_size)
     if deterministic:
         be_deterministic()
     device = _device(device, process)
@@ -72,16 +78,17 @@ def run(recipe_name: str | None, cache_name: str | None, layers: str | None, ove
     if dry_run:
         print_plan(cache, groups, device, summary_console())
         return
-    if fresh:
-        _start_over(runs, cache, groups, yes)
-    everything = []
-    for group in groups:
-        folders = train_saes(cache, group.layer, group.train, group.saes, runs=runs, device=device,
-                             say=lambda line: click.echo(process.says(line), err=True),
-                             show_progress=process.local_rank == 0)
-        _evaluate(cache, group.layer, folders, device)
-        everything += folders
-    for path in everything:
+    with open_shards(tensor_parallel, device) as shards:
+        if fresh:
+            shards.first_says(lambda: _start_over(runs, cache, groups, yes))
+        everything = []
+        for group in groups:
+            folders = train_saes(cache, group.layer, group.train, group.saes, runs=runs, device=device,
+                                 say=lambda line: click.echo(team.says(line), err=True),
+                                 show_progress=process.local_rank == 0, shards=shards)
+            shards.first_says(partial(_evaluate, cache, group.layer, folders, device))
+            everything += folders
+    for path in everything if shards.is_first else []:
         click.echo(str(path))
 
 

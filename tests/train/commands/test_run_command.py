@@ -51,6 +51,8 @@ def test_a_dry_run_shows_saes_steps_memory_and_bytes_and_leaves_nothing(invoke, 
     assert list(tmp_path.iterdir()) == []
     turns = invoke("--layer", "3", *TINY, "--set", "sae.seed=[0, 1]", "--set", "train.memory_gib=1e-6", "--dry-run")
     assert "2 turns" in turns.output
+    divided = invoke("--layer", "3", *TINY, "--set", "train.tensor_parallel=2", "--dry-run")
+    assert "; for each of 2 processes" in divided.output
 
 
 def test_deterministic_is_turned_on_and_recorded(invoke, tmp_path):
@@ -79,6 +81,9 @@ def test_fresh_asks_and_then_trains_again(invoke, tmp_path):
     (["--layer", "3", "--expansion", "8 x"], "--expansion must be positive numbers"),
     (["--layer", "3", "--set", "train.lrr=1"], "Did you mean 'lr'"),
     (["--layer", "3", "--set", "lr=1"], "expected TABLE.KEY=VALUE"),
+    (["--layer", "3", "--set", "train.tensor_parallel=2"], r"takes 2 processes.*here is 1\. .*torchrun"),
+    (["--layer", "3", "--set", "train.tensor_parallel=0"], "greater than or equal to 1"),
+    (["--layer", "3", *TINY, "--set", "train.tensor_parallel=3", "--dry-run"], "32 latents .* over 3 processes"),
     (["--layer", "3", "--recipe", "nothing"], "No recipe 'nothing'"),
 ])
 def test_mistakes_end_in_one_clear_line(invoke, arguments, message):
