@@ -81,7 +81,7 @@ test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a fifth 
 	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.2 \
 	    $(PY) -m pytest -q $(together) -m "system or crash" tests
 
-test-crash: $(READY) ## The whole crash-consistency suite, most of an hour; writes docs/reliability.md
+test-crash: $(READY) ## The whole crash-consistency suite, about an hour; writes docs/reliability.md
 	counts=$$(mktemp); GRANARY_CRASH_SHARE=1 GRANARY_CRASH_COUNTS=$$counts \
 	    $(PY) -m pytest -q $(together) -m crash tests/crash; \
 	$(PY) -m tests.crash.report docs/reliability.md $$counts
