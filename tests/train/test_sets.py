@@ -126,7 +126,7 @@ def test_two_processes_train_the_saes_of_a_grid_between_them(command, cache_fold
     assert not trained[0] & trained[1]
     assert ended[1].err.startswith("[1] Layer 2 of")
     files = sorted(path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*.safetensors"))
-    assert len(files) == 8  # weights and sums of four SAEs
+    assert len(files) == 12  # weights and two files of sums of four SAEs
     for file in files:
         assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "both" / file).read_bytes()
     for run in (tmp_path / "both").rglob("run.json"):
