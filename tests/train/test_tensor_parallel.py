@@ -134,7 +134,7 @@ def torchrun(processes, *words):
                             text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def ended(started, seconds=280):
+def ended(started, seconds=600):
     """Its exit code and what it said; one that takes too long is killed."""
     try:
         out, err = started.communicate(timeout=seconds)
@@ -163,15 +163,15 @@ def newest_step(runs):
 
 
 @pytest.mark.system
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_torchrun_killed_or_stopped_goes_on_to_the_same_bits(cache_folder, tmp_path):
     """Two teams of two, with an SAE each of a grid. Killed is one process, stopped is torchrun itself."""
-    words = ["--cache", cache_folder, *TINY, "--set", "train.num_tokens=64000", "--set", "train.checkpoint_steps=99",
+    words = ["--cache", cache_folder, *TINY, "--set", "train.num_tokens=32000", "--set", "train.checkpoint_steps=99",
              "--set", "sae.seed=[0, 1]", "--set", "train.tensor_parallel=2"]
     code, _, err = ended(torchrun(4, *words, "--runs", tmp_path / "whole"))
     assert code == 0, err
     expected = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
-    assert len(expected) == 4
+    assert len(expected) == 6  # of each SAE weights and two files of sums
     runs = tmp_path / "broken"
     for stop in signal.SIGKILL, signal.SIGTERM:
         started, before = torchrun(4, *words, "--runs", runs), newest_step(runs)
