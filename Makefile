@@ -112,6 +112,7 @@ bench: $(READY) $(PEERS)/.ready ## Speed, as ratios, contenders interleaved in o
 	$(PY) -m benchmarks.evaluate_speed
 
 bench-train: $(READY) $(PEERS)/.ready ## Training steps against other packages' trainers, an hour (after make demo: its activations)
+	$(PY) -m benchmarks.shared_pass $(if $(CACHE),--cache "$(CACHE)")
 	$(PY) -m benchmarks.train_step --peers $(PEERS)/bin/python $(if $(CACHE),--cache "$(CACHE)")
 
 gpu-check: $(READY) ## On a CUDA machine: GPU tests, then the benchmarks of harvest and train

@@ -34,14 +34,19 @@ def speeds():
 
 
 def test_the_speeds_of_the_readme_are_those_of_the_results():
-    plain, bare, reader, ngrams, ngram_memory, plan_memory, *steps, memory = speeds()
+    plain, bare, reader, batches, verify, ngrams, ngram_memory, plan_memory, *steps, one_pass, memory = speeds()
     harvest = RESULTS["harvest_speed_layer9"]
     assert plain[-1] == f"{harvest['times_plain_loop']:.1f}x"
     assert bare[-1] == f"{harvest['share_of_bare_loop']:.2f}"
     cold, warm = (RESULTS["reader_speed"][state] for state in ("cold", "warm"))
     medians = cold["gb_per_second"]["block reader"] / cold["gb_per_second"]["sequential read"]
-    assert reader[-1] == (f"{cold['share_of_sequential_read']:.2f} (of the medians {medians:.2f}; "
-                          f"warm {warm['share_of_sequential_read']:.2f})")
+    shares = {name: (share, warm["share_of_sequential_read"][name])
+              for name, share in cold["share_of_sequential_read"].items()}
+    of_cold, of_warm = shares["block reader"]
+    assert reader[-1] == f"{of_cold:.2f} (of the medians {medians:.2f}; warm {of_warm:.2f})"
+    for row, name in ((batches, "shuffled batches"), (verify, "verify")):
+        of_cold, of_warm = shares[name]
+        assert row[-1] == f"{of_cold:.2f} (warm {of_warm:.2f})"
     duplicates = RESULTS["deduplicate"]
     speed, ours, loop = duplicates["speed"], duplicates["memory"], duplicates["plain_loop_memory"]
     assert f", {speed['megabytes_a_second']['find_duplicates']:.0f} MB of text" in ngrams[0]
@@ -59,6 +64,9 @@ def test_the_speeds_of_the_readme_are_those_of_the_results():
     measured = [train_step.readme_row(RESULTS[name]) for name in names if name in RESULTS]
     assert [f"| {' | '.join(row)} |" for row in steps] == measured
     assert measured
+    shared = RESULTS["shared_pass"]
+    assert f", {shared['steps']} steps" in one_pass[0]
+    assert one_pass[-1] == f"{shared['share_of_sum']:.2f}x the time, {shared['bytes_of_one']:.2f}x one SAE's bytes"
     peak = RESULTS["harvest_memory"]["peak_mib"]
     assert memory == [f"peak memory of a harvest of 500 k tokens ({peak['500000']:.0f} MiB)",
                       f"the same of 50 k tokens ({peak['50000']:.0f} MiB)",
