@@ -189,7 +189,8 @@ _DRAWN_ROWS = 4096
 
 
 def initial_weights(config: SAEConfig, d_in: int, d_sae: int, shards: Shards = ALONE) -> tuple[Tensor, Tensor, Tensor]:
-    """Decoder and transposed encoder, both ``[width, d_in]``: a function of the seed, on any device, divided anyhow.
+    """Decoder and transposed encoder, both ``[width, d_in]``: a function of the seed alone, on any device and however
+    many processes divide them.
 
     The third, ``[width]``, is the norms that the decoder's rows were drawn with, before they were scaled to 1.
     "kaiming" is He et al. 2015 as torch has it: uniform within sqrt(6 / fan-in), where the fan-in of a matrix is
