@@ -15,8 +15,7 @@ from shared.errors import DataError
 from shared.reading.cache import Cache
 from train.baselines import evaluate_baselines
 from train.choose_cache import choose_cache
-from train.evaluate import evaluate_saes
-from train.evaluation_files import EVAL
+from train.evaluate import evaluate_saes, not_evaluated
 from train.foreign import add_foreign
 from train.summary import print_summary, summary_console
 from train.training_set import layer_folder
@@ -60,8 +59,8 @@ def evaluate(layer: int, cache_name: str | None, sources: tuple[str, ...], runs:
     folder = layer_folder(runs, cache, layer)
     if baselines:
         evaluate_baselines(cache, layer, ours, folder, where)
-    evaluated = [path for path in ours if (path / EVAL).exists()]
-    finished = read_runs([*evaluated, *foreign_folders(runs, cache, layer)])
+    stale = not_evaluated(cache, layer, ours)  # with --sae, ours may be of other held-out rows
+    finished = read_runs([*(path for path in ours if path not in stale), *foreign_folders(runs, cache, layer)])
     compared = baselines_of(folder, cache, layer)
     print_summary([one.evaluation for one in (*finished, *compared)], summary_console())
     storage.write_file(folder / TABLE, as_markdown([*finished, *compared]).encode())
