@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.measuring import interleave, median_ratio, save
 from tests.train.fake_cache import FakeCache
-from train.evaluate import Subject, encode_and_decode, evaluate
+from train.evaluation.evaluate import Subject, encode_and_decode, evaluate
 from train.export import ExportedSAE
 from train.policy import TokenPolicy
 

@@ -18,7 +18,7 @@ from shared.format.plan import read_plan
 from shared.reading.cache import Cache
 from shared.writing.writers import remove_cache
 from train.config import SAEPlan
-from train.evaluate import evaluate_saes, not_evaluated
+from train.evaluation.evaluate import evaluate_saes, not_evaluated
 from train.run import train_saes
 from train.training_set import layer_folder, start_over
 

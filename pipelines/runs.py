@@ -9,10 +9,10 @@ from typing import Any
 from shared.errors import CorruptError, DataError, RecipeError, StorageError
 from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed
-from train.baselines import read_baselines
-from train.evaluate import not_evaluated
-from train.evaluation_files import EVAL
-from train.foreign import FOREIGN, read_record
+from train.evaluation.baselines import read_baselines
+from train.evaluation.evaluate import not_evaluated
+from train.evaluation.files import EVAL
+from train.evaluation.foreign import FOREIGN, read_record
 from train.metrics_log import METRICS
 from train.training_set import RUN, layer_folder
 

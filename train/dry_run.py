@@ -7,8 +7,8 @@ from rich.table import Table
 
 from shared.format.layout import BLOCK_ROWS
 from shared.reading.cache import Cache
+from train.evaluation.held_out import DEFAULT_TOKENS
 from train.groups import Group
-from train.held_out import DEFAULT_TOKENS
 from train.memory import memory_budget, memory_need, set_need, shared_need
 from train.optimizer import default_lr
 from train.order import ORDERS

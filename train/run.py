@@ -22,8 +22,8 @@ from train.architectures import ARCHITECTURES
 from train.batches import Batches, StallShare
 from train.config import SAEPlan, TrainConfig
 from train.determinism import order_statistics_allowed
+from train.evaluation.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample
 from train.export.saelens import CONFIG, SAE_WEIGHTS, sae_metadata, write_sae
-from train.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample
 from train.locks import locked
 from train.metrics_log import MetricsLog
 from train.policy import only_types, training_mask

@@ -13,11 +13,11 @@ from pipelines.runs import baselines_of, finished_folders, foreign_folders, read
 from shared import storage
 from shared.errors import DataError
 from shared.reading.cache import Cache
-from train.baselines import evaluate_baselines
 from train.choose_cache import choose_cache
-from train.evaluate import evaluate_saes, not_evaluated
-from train.foreign import add_foreign
-from train.summary import print_summary, summary_console
+from train.evaluation.baselines import evaluate_baselines
+from train.evaluation.evaluate import evaluate_saes, not_evaluated
+from train.evaluation.foreign import add_foreign
+from train.evaluation.summary import print_summary, summary_console
 from train.training_set import layer_folder
 
 TABLE = "table.md"

@@ -28,7 +28,7 @@ from tests import tiny
 from tests.error_cases.case import ONE_SAE, case
 from tests.train import tiny_run
 from tests.train.fake_cache import FakeCache, planted
-from train.evaluate import evaluate_saes
+from train.evaluation.evaluate import evaluate_saes
 from train.export import load_sae
 from train.locks import locked
 from train.policy import TokenPolicy, training_mask

@@ -6,9 +6,9 @@ from pipelines.foreign_source import find_sae
 from tests.error_cases.case import case
 from tests.train import tiny_run
 from tests.train.export import layouts
+from train.evaluation.foreign import add_foreign
 from train.export import load_sae
 from train.export.convert import export_sae
-from train.foreign import add_foreign
 
 
 def _written(w, **config):

@@ -11,7 +11,7 @@ from shared.writing.writers import remove_cache
 from tests.error_cases.case import ONE_SAE, case, damage
 from tests.train import tiny_run
 from tests.train.fake_cache import FakeCache, planted
-from train.evaluate import evaluate_saes
+from train.evaluation.evaluate import evaluate_saes
 
 
 @case(76, "seed", "3", then="--fresh")

@@ -20,7 +20,7 @@ from shared.reading.cache import open_cache
 from tests import tiny
 from train.batches import Batches
 from train.config import plan_saes, read_train_config, sae_tables
-from train.evaluate import evaluate_saes
+from train.evaluation.evaluate import evaluate_saes
 from train.export import load_sae
 from train.policy import TokenPolicy
 from train.run import train_saes

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from tests.train import tiny_run
-from train.evaluate import evaluate_saes
+from train.evaluation.evaluate import evaluate_saes
 
 pytestmark = pytest.mark.system
 

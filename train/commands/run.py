@@ -15,13 +15,13 @@ from shared.recipe import find_recipe, read_recipe
 from train.choose_cache import CACHES, choose_cache
 from train.determinism import be_deterministic
 from train.dry_run import print_plan
-from train.evaluate import evaluate_saes, not_evaluated
-from train.evaluation_files import EVAL
+from train.evaluation.evaluate import evaluate_saes, not_evaluated
+from train.evaluation.files import EVAL
+from train.evaluation.summary import print_summary, summary_console
 from train.groups import Group, plan_groups, share_of, train_configs
 from train.processes import Process, this_process
 from train.run import train_saes
 from train.shards import open_shards
-from train.summary import print_summary, summary_console
 from train.training_set import layer_folder, start_over
 
 _EPILOG = """\b

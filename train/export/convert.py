@@ -5,7 +5,7 @@ from pathlib import Path
 from shared.errors import RecipeError
 from shared.sealed_json import read_sealed
 from train.architectures.matryoshka import MatryoshkaConfig
-from train.evaluate import check_files
+from train.evaluation.evaluate import check_files
 from train.export import dictionary_learning, sparsify
 from train.export.dictionary_learning import write_dictionary
 from train.export.loader import load_sae

@@ -8,7 +8,7 @@ import torch
 
 from shared.errors import IdentityError
 from tests.train import tiny_run
-from train.baselines import (
+from train.evaluation.baselines import (
     Moments,
     evaluate_baselines,
     measure_moments,
@@ -18,7 +18,7 @@ from train.baselines import (
     sample_rows,
     token_mean,
 )
-from train.evaluate import evaluate_saes
+from train.evaluation.evaluate import evaluate_saes
 
 RECIPE = {"train": tiny_run.RECIPE["train"] | {"num_tokens": 64 * 20}, "sae": tiny_run.RECIPE["sae"][:1]}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.train.fake_cache import FakeCache
-from train.bootstrap import SEED
-from train.conversation_sums import (
+from train.evaluation.bootstrap import SEED
+from train.evaluation.conversation_sums import (
     BY_CELL,
     Cells,
     CellSums,

@@ -4,7 +4,7 @@ import numpy as np
 
 from shared.format.tokens import Role, TokenClass, TokenType
 from tests.train.fake_cache import FakeCache
-from train.subsets import group_rows, is_paired
+from train.evaluation.subsets import group_rows, is_paired
 
 
 def test_every_subset_has_the_rows_that_its_name_says():

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from train import bootstrap
-from train.bootstrap import interval, resampled_sums, resamples
+from train.evaluation import bootstrap
+from train.evaluation.bootstrap import interval, resampled_sums, resamples
 
 
 def test_every_resample_draws_as_many_clusters_as_there_are_whatever_the_blocks(monkeypatch):

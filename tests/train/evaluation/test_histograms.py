@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.histograms import (
+from train.evaluation.histograms import (
     LOG_BINS,
     QUANTILES,
     Histograms,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.metrics import ROW_FIGURES, ErrorSums, InputSums, log2, row_figures, subset_figures
+from train.evaluation.metrics import ROW_FIGURES, ErrorSums, InputSums, log2, row_figures, subset_figures
 
 ROWS, D_IN, GROUPS = 1000, 7, 5
 

@@ -31,11 +31,11 @@ from shared.format.layout import BLOCK_ROWS
 from shared.progress import Progress
 from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed
-from train.evaluate import Reconstruct, Subject, check_run, encode_and_decode, evaluate
-from train.evaluation_files import read_current
+from train.evaluation.evaluate import Reconstruct, Subject, check_run, encode_and_decode, evaluate
+from train.evaluation.files import read_current
+from train.evaluation.metrics import Ints
 from train.export import ExportedSAE
 from train.export.exported import MadeFor
-from train.metrics import Ints
 from train.policy import TokenPolicy, training_mask
 from train.training_set import RUN
 
@@ -83,7 +83,7 @@ def evaluate_baselines(cache: Cache, layer: int, folders: Sequence[Path], layer_
     Writes the same files as for an SAE under ``<layer_folder>/baselines/<name>/``, and returns each eval.json.
 
     Raises:
-        IdentityError, DataError: as `train.evaluate.evaluate_saes`.
+        IdentityError, DataError: as `train.evaluation.evaluate.evaluate_saes`.
     """
     runs = [read_sealed(folder / RUN) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):

@@ -1,7 +1,7 @@
 """Evaluation on a cache's held-out rows: of SAEs, and of the baselines that they are compared with, by the same code.
 
 The held-out rows are read twice for all that share a token policy: once for the mean of every subset, once for the
-reconstructions. Only sums and counts are kept (`train.metrics`, `train.histograms`, `train.conversation_sums`).
+reconstructions. Only sums and counts are kept (`metrics`, `histograms` and `conversation_sums` beside this file).
 """
 
 import json
@@ -18,9 +18,9 @@ from shared.digests import file_digest
 from shared.errors import CorruptError, DataError, IdentityError, StorageError
 from shared.progress import Progress
 from shared.reading.cache import Cache
-from train.bootstrap import LEVEL, RESAMPLES, SEED
-from train.conversation_sums import BY_CELL, Cells, CellSums, conversation_table, intervals, sequence_means
-from train.evaluation_files import (
+from train.evaluation.bootstrap import LEVEL, RESAMPLES, SEED
+from train.evaluation.conversation_sums import BY_CELL, Cells, CellSums, conversation_table, intervals, sequence_means
+from train.evaluation.files import (
     FORMAT_VERSION,
     conversation_keys,
     read_current,
@@ -28,12 +28,12 @@ from train.evaluation_files import (
     write_figures,
     write_sums,
 )
+from train.evaluation.foreign import read_record
+from train.evaluation.histograms import QUANTILES, Histograms, density_histogram
+from train.evaluation.metrics import OF_LATENTS, Bools, ErrorSums, Floats, InputSums, Ints, row_figures, subset_figures
+from train.evaluation.subsets import HEADLINE, Groups, group_rows, is_paired
 from train.export import ExportedSAE, load_sae
-from train.foreign import read_record
-from train.histograms import QUANTILES, Histograms, density_histogram
-from train.metrics import OF_LATENTS, Bools, ErrorSums, Floats, InputSums, Ints, row_figures, subset_figures
 from train.policy import TokenPolicy, keeps
-from train.subsets import HEADLINE, Groups, group_rows, is_paired
 from train.training_set import RUN
 
 DEAD_ROWS = 100_000
@@ -205,7 +205,7 @@ def not_evaluated(cache: Cache, layer: int, folders: Sequence[Path]) -> list[Pat
 def evaluate(cache: Cache, layer: int, subjects: Sequence[Subject], device: str = "cpu") -> list[dict[str, Any]]:
     """Evaluate SAEs and baselines on the held-out rows of a layer, of which there must be some.
 
-    Writes the files of `train.evaluation_files` and returns each eval.json, in the order given.
+    Writes the files of `train.evaluation.files` and returns each eval.json, in the order given.
 
     Raises:
         DataError: what is held out was trained on.

@@ -6,7 +6,7 @@ import numpy as np
 
 from shared.format.tokens import CONTENT_CLASSES, Role, TokenClass, TokenType, enum_name
 from shared.reading.cache import Cache
-from train.metrics import Bools, Ints
+from train.evaluation.metrics import Bools, Ints
 
 HEADLINE = "content"
 

@@ -18,9 +18,9 @@ import torch
 
 from shared import storage
 from shared.reading.cache import Cache
-from train.histograms import Histograms
-from train.metrics import ErrorSums, Floats, InputSums, Ints
-from train.subsets import Groups
+from train.evaluation.histograms import Histograms
+from train.evaluation.metrics import ErrorSums, Floats, InputSums, Ints
+from train.evaluation.subsets import Groups
 from train.tensor_files import write_tensors
 
 EVAL = "eval.json"

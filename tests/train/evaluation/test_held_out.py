@@ -10,8 +10,8 @@ from tests.train import tiny_run
 from tests.train.test_run import weights
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
+from train.evaluation.held_out import held_out_figures, held_out_sample
 from train.export import load_sae
-from train.held_out import held_out_figures, held_out_sample
 from train.policy import TokenPolicy
 from train.statistics import InputStatistics
 

@@ -17,12 +17,12 @@ from tests.train.fake_cache import FakeCache, planted
 from train.__main__ import main
 from train.commands import run as command
 from train.config import plan_saes, read_train_config, sae_tables
-from train.evaluate import Subject, evaluate, evaluate_saes, not_evaluated
+from train.evaluation.evaluate import Subject, evaluate, evaluate_saes, not_evaluated
+from train.evaluation.metrics import ROW_FIGURES, ErrorSums, InputSums, subset_figures
+from train.evaluation.summary import print_summary
 from train.export import load_sae
-from train.metrics import ROW_FIGURES, ErrorSums, InputSums, subset_figures
 from train.policy import TokenPolicy
 from train.run import train_saes
-from train.summary import print_summary
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from functools import cached_property
 import numpy as np
 
 from shared.reading.cache import Cache
-from train.bootstrap import interval, resampled_sums
-from train.metrics import OF_LATENTS, Bools, Floats, Ints, RowFigures
+from train.evaluation.bootstrap import interval, resampled_sums
+from train.evaluation.metrics import OF_LATENTS, Bools, Floats, Ints, RowFigures
 
 BY_CELL = ("squared_error", "x_hat2", "dot", "normalised_error", "cosine", "active")
 """Those of `ROW_FIGURES` that have intervals."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from train.metrics import Floats
+from train.evaluation.metrics import Floats
 
 RESAMPLES = 1000
 SEED = 0

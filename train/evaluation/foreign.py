@@ -1,7 +1,7 @@
 """SAEs that were made elsewhere, evaluated on a cache beside ours: ``runs/<cache>/layer<L>/foreign-<name>/``.
 
     foreign.json        the source and its digests, the token policy, what the source says it was made for; sealed
-    eval.json ...       as beside an SAE of ours (`train.evaluate`)
+    eval.json ...       as beside an SAE of ours (`train.evaluation.evaluate`)
 
 foreign.json stands in the place of run.json, which such an SAE does not have: it was not trained here. Its token policy
 is the default one, with the median norm of the cache's training rows. The weights stay where they are.

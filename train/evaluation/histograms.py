@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.metrics import Bools, Floats, Ints, RowFigures
+from train.evaluation.metrics import Bools, Floats, Ints, RowFigures
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
