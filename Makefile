@@ -86,13 +86,12 @@ test-crash: $(READY) ## The whole crash-consistency suite, about an hour; writes
 	    $(PY) -m pytest -q $(together) -m crash tests/crash; \
 	$(PY) -m tests.crash.report docs/reliability.md $$counts
 
-$(PEERS)/.ready: benchmarks/peers.txt
+$(PEERS)/.ready: benchmarks/peers.txt benchmarks/peers_no_deps.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 	@# No peer needs it, it comes with a dependency, and built for another torch it breaks transformers.
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
-	@# Its pins (numpy<2, datasets<4) keep the others out; its core figures need neither.
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sae-bench==0.6.0 tabulate==0.10.0
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers_no_deps.txt
 	@touch $@
 
 check: $(READY) ## Lint and types
