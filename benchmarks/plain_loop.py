@@ -12,10 +12,10 @@ import argparse
 import numpy as np
 import torch
 
+from benchmarks.content_rows import ContentRows
 from benchmarks.measuring import save
 from shared.reading.cache import open_cache
 from train.batches import Batches
-from train.policy import TokenPolicy, keeps, median_norm, only_types
 from train.statistics import measure
 
 
@@ -55,26 +55,20 @@ def main() -> None:
         if steps % 100 == 0:
             print(f"step {steps}  loss {loss.item():.1f}", flush=True)
 
+    rows = ContentRows(cache, batches, inputs)
     with torch.no_grad():
-        content = only_types(cache, batches.order.mask, ("content",))
-        sample = [inputs.apply(raw) for raw in Batches(cache, layer=layer, batch_size=1024, mask=content, num_steps=64)]
-        acts = torch.cat([torch.relu(x @ W_enc + b_enc).flatten() for x in sample])
+        acts = torch.cat([torch.relu(x @ W_enc + b_enc).flatten() for x in rows.calibration])
         acts = acts[acts > 0]
-        cut = torch.kthvalue(acts, len(acts) - k * sum(map(len, sample))).values
-        rows = cache.rows(layer=layer, types=["content"], split="held_out")
-        median = median_norm(cache, layer, cache.committed_units(layer))
-        rows = rows[keeps(cache, layer, TokenPolicy(), rows, median)]
-        x = inputs.apply(torch.from_numpy(cache.layer(layer)[rows].view("uint16")).view(torch.bfloat16))
-        error = active = 0.0
-        for part in x.split(4096):
-            latents = torch.relu(part @ W_enc + b_enc)
-            latents = latents * (latents > cut)
-            error += float((part - latents @ W_dec - b_dec).double().square().sum())
-            active += float((latents > 0).sum())
-        variance = float((x - x.mean(0)).double().square().sum())
+        cut = torch.kthvalue(acts, len(acts) - k * sum(map(len, rows.calibration))).values
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        latents = torch.relu(x @ W_enc + b_enc)
+        return latents * (latents > cut)
+
+    found = rows.figures(encode, lambda latents: latents @ W_dec + b_dec)
     dead = int((last_fired <= steps - steps // 10).sum())
-    figures = {"layer": layer, "steps": steps, "rows": len(rows), "explained_variance": 1 - error / variance,
-               "l0": active / len(x), "dead_latents_last_tenth": dead, "d_sae": d_sae, "lr": arguments.lr}
+    figures = {"layer": layer, "steps": steps, **found, "dead_latents_last_tenth": dead, "d_sae": d_sae,
+               "lr": arguments.lr}
     print(figures)
     save(f"plain_loop_layer{layer}", figures)
 

@@ -17,7 +17,7 @@ def main() -> None:
     arguments = parser.parse_args()
     figure, axes = plt.subplots(figsize=(6, 3.2))
     for layer, style in zip(arguments.layers, ("-", "--", ":", "-."), strict=False):
-        metrics = max(arguments.runs.glob(f"layer{layer}/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+        metrics = next(arguments.runs.glob(f"layer{layer}/batchtopk-4608-k32-s0-*/metrics.jsonl"))
         lines = [json.loads(line) for line in metrics.read_text().splitlines()]
         axes.plot([line["tokens"] / 1e6 for line in lines], [line["explained_variance"] for line in lines], style,
                   color="black", label=f"layer {layer}")
