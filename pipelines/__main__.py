@@ -6,6 +6,8 @@ import click
 
 from pipelines.commands.demo import demo
 from pipelines.commands.evaluate import evaluate
+from pipelines.commands.paper import paper
+from pipelines.commands.table import table
 from shared.terminal import run_command
 
 
@@ -19,7 +21,7 @@ def main() -> None:
     """
 
 
-for command in (demo, evaluate):
+for command in (demo, evaluate, table, paper):
     main.add_command(command)
 
 if __name__ == "__main__":
