@@ -26,7 +26,7 @@ NOTES = (
     "The paper gives no L0, and its JumpReLU figures are those of SAEs that are nearly dense: a lower error with more "
     "active latents is no better SAE. Compare figures of ours at the L0 that stands in the second table.",
     "Position 0 may be an attention sink, whose error outweighs all others': MSE and MSE_st contain it, the columns "
-    "\"no pos. 0\" do not.",
+    "\"no pos.0\" do not.",
     "`*`: none of the cell's SAEs here was trained by the recipe `paper`, so the published figure is of another "
     "training. `†`: measured on held-out blocks, the rows of its own cache; the paper measures all SAEs on whole "
     "conversations. To do that: python -m pipelines evaluate --layer L --cache FAST_CACHE --sae runs/.../SAE",
@@ -49,7 +49,7 @@ class _Line:
     texts: list[str]
 
 
-_HEADINGS = ("log2 MSE", "paper", "log2 MSE_st", "paper", "no pos. 0")
+_HEADINGS = ("log2 MSE", "paper", "log2 MSE_st", "paper", "no pos.0")
 
 
 def _lines(rows: Sequence[Row], with_published: bool) -> list[_Line]:
@@ -84,18 +84,19 @@ def _median(rows: Sequence[Row], name: str) -> str:
     return f"{median(values):.2f}{marks}" + (f" ({len(values)})" if len(values) > 1 else "")
 
 
-_OF_AN_SAE = ("SAE", "layer", "expansion", "method", "training", "tokens", "measured on", "L0, content",
-              "L0, no pos. 0", "expl. var., content", "expl. var., no pos. 0", "CE recovered", "KL")
+_OF_AN_SAE = ("SAE", "layer", "expansion", "method", "training", "tokens", "measured on", "log2 MSE", "log2 MSE_st",
+              "no pos.0", "L0, content", "L0, no pos.0", "expl. var., content", "expl. var., no pos.0", "CE recovered",
+              "KL")
 
 
 def _of_an_sae(row: Row) -> list[str]:
-    figures = row.figures
-    return [row.sae, str(row.cell.layer), f"{row.cell.expansion:g}x", row.cell.method, row.training,
-            NOT_DEFINED if row.num_tokens is None else f"{row.num_tokens:,}", f"{row.cache} ({row.measured_on})",
-            _number(figures["l0_content"], ".1f"), _number(figures["l0_all_without_first"], ".1f"),
-            _number(figures["explained_variance_content"], ".3f"),
-            _number(figures["explained_variance_all_without_first"], ".3f"),
-            _number(figures["ce_recovered"], ".3f"), _number(figures["kl"], ".3f")]
+    tokens = NOT_DEFINED if row.num_tokens is None else f"{row.num_tokens:,}"
+    figures = [_number(row.figures[name], form) for name, form in (
+        ("log2_mse", ".2f"), ("log2_mse_st", ".2f"), ("log2_mse_st_without_first", ".2f"), ("l0_content", ".1f"),
+        ("l0_all_without_first", ".1f"), ("explained_variance_content", ".3f"),
+        ("explained_variance_all_without_first", ".3f"), ("ce_recovered", ".3f"), ("kl", ".3f"))]
+    return [row.sae, str(row.cell.layer), f"{row.cell.expansion:g}x", row.cell.method, row.training, tokens,
+            f"{row.cache} ({row.measured_on})", *figures]
 
 
 def as_markdown(rows: Sequence[Row], with_published: bool = False) -> str:
@@ -158,20 +159,20 @@ def print_tables(rows: Sequence[Row], with_published: bool, console: Console) ->
         for head in ("layer", "exp.", "method"):
             table.add_column(head, no_wrap=True)
         for name in ARCHITECTURES:
-            for number, head in enumerate(("MSE", "paper", "MSE_st", "paper", "no pos. 0")):
+            for number, head in enumerate(("MSE", "paper", "MSE_st", "paper", "no pos.0")):
                 table.add_column(f"{_TITLES[name]}\n{head}" if not number else f"\n{head}", justify="right",
                                  no_wrap=True)
         for line in group:
             table.add_row(str(line.cell.layer), f"{line.cell.expansion:g}x", line.cell.method, *line.texts)
         console.print(table)
-    table = Table(title="the SAEs themselves", title_justify="left")
-    heads = ("SAE", "measured on", "training", "L0\ncontent", "L0\nno pos. 0", "expl. var.\ncontent",
-             "expl. var.\nno pos. 0", "CE\nrecov.")
+    table = Table(title="the SAEs themselves (EV: explained variance)", title_justify="left")
+    heads = ("SAE", "measured on", "MSE", "MSE_st", "st no\npos.0", "L0\ncontent", "L0 no\npos.0", "EV\ncontent",
+             "EV no\npos.0", "CE\nrecov.")
     for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < 3 else "right", overflow="fold", no_wrap=number != 0)
+        table.add_column(head, justify="left" if number < 2 else "right", overflow="fold", no_wrap=number != 0)
     for row in rows:
-        name, _, _, _, training, _, measured_on, *figures, _ = _of_an_sae(row)
-        table.add_row(name, measured_on, training, *figures)
+        name, *_, measured_on, mse, st, without, l0, other_l0, content, other, recovered, _ = _of_an_sae(row)
+        table.add_row(name, measured_on, mse, st, without, l0, other_l0, content, other, recovered)
     console.print(table)
     for note in NOTES:
         console.print(f"- {note}", highlight=False, soft_wrap=True, markup=False)
