@@ -6,6 +6,7 @@ import click
 
 from pipelines.commands.demo import demo
 from pipelines.commands.evaluate import evaluate
+from pipelines.commands.gsnr import gsnr
 from pipelines.commands.paper import paper
 from pipelines.commands.table import table
 from shared.terminal import run_command
@@ -21,7 +22,7 @@ def main() -> None:
     """
 
 
-for command in (demo, evaluate, table, paper):
+for command in (demo, evaluate, table, paper, gsnr):
     main.add_command(command)
 
 if __name__ == "__main__":
