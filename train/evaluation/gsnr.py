@@ -13,8 +13,10 @@ where batch gradients are normal: then G and s^2 are independent and E[1 / s^2] 
 is the mean of <g_m, g_n> over all pairs of different batches, so R is R' averaged over all ways to halve the batches,
 with less noise. All three may be below zero where there is no signal.
 
-Reported of r_j are median and mean over the entries whose gradient varies; intervals are those of the delete-one
-jackknife over batches (Efron and Tibshirani 1993, ch. 11) with Student's t. The gradients are computed twice: once for
+Over the entries whose gradient varies, the mean of r_j is reported, which is as unbiased, and the median of
+max(0, r_j), which is not: an entry's r_j has an error of some 1 / (M B), so what is smaller than that is lost in the
+median, which is 0 where half of all entries show no signal. Intervals are those of the delete-one jackknife over
+batches (Efron and Tibshirani 1993, ch. 11) with Student's t. The gradients are computed twice: once for
 G and s^2, once to leave each batch out. Kept are two float64 numbers for each parameter, and one float32 for those of
 the largest tensor.
 """
@@ -121,7 +123,8 @@ def measure_gsnr(gradients: Gradients, num_batches: int, batch_size: int) -> dic
 
 
 def _over_entries(group: _Group, batch_size: int, without: Tensor | None = None) -> dict[str, float]:
-    """Median and mean of r_j over the entries that vary, of all batches or ``without`` the one of this gradient."""
+    """Median of max(0, r_j) and mean of r_j over the entries that vary, of all batches or ``without`` the one of this
+    gradient."""
     n = group.count - (without is not None)
     ratios, total, number = [], 0.0, 0
     for part in _chunks(group.mean):
@@ -135,7 +138,7 @@ def _over_entries(group: _Group, batch_size: int, without: Tensor | None = None)
         ratio = ((n - 3) * mean[varies].square() / squares[varies] - 1 / n) / batch_size  # s^2 = squares / (n - 1)
         total += float(ratio.sum())
         number += len(ratio)
-        ratios.append(ratio.float())
+        ratios.append(ratio.float().clamp_min_(0.0))
     if not number:
         return {"median": math.nan, "mean": math.nan}
     return {"median": _median(torch.cat(ratios)), "mean": total / number}

@@ -18,7 +18,7 @@ def brute_force(gradients, batch_size):
     pairs = gradients @ gradients.T
     signal = (pairs.sum() - np.trace(pairs)) / (m * (m - 1))  # the mean over pairs of different batches
     first, second = gradients[: m // 2].mean(0), gradients[m // 2 :].mean(0)
-    return {"median": np.median(ratio) if len(ratio) else None, "mean": ratio.mean() if len(ratio) else None,
+    return {"median": np.median(np.maximum(ratio, 0)), "mean": ratio.mean(),
             "pooled": signal / (batch_size * variance.sum()),
             "pooled_halves": first @ second / (batch_size * variance.sum())}
 
