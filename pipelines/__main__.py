@@ -14,7 +14,7 @@ from shared.terminal import run_command
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """What needs both stages: the demo from conversations to a page, and the metrics of finished runs.
+    """What needs both stages: the demo from conversations to a page, metrics of finished runs, the paper's tables.
 
     \b
     Example:

@@ -5,13 +5,19 @@ from collections import Counter
 import pytest
 from click.testing import CliRunner
 
+from harvest.config import HarvestConfig
+from harvest.device import find_device
+from harvest.job import prepare
+from harvest.opening import open_plan
 from pipelines.__main__ import main
 from pipelines.paper.models import PAPER_MODELS, SIZES
 from pipelines.paper.published import Cell, read_published
 from pipelines.paper.sae_set import RECIPES, paper_caches
 from shared.errors import RecipeError
+from shared.reading.cache import open_cache
 from shared.recipe import find_recipe, read_recipe
 from shared.registry import MODELS
+from tests import tiny
 from tests.test_make import typed
 
 
@@ -58,6 +64,25 @@ def test_methods_differ_in_order_and_data_alone():
     assert "order" not in fast["harvest"]  # the default is fast
     assert (text["harvest"]["dataset"], text["harvest"]["order"], text["harvest"]["block_length"]) == (
         "pile-uncopyrighted", "block", 2048)
+
+
+@pytest.mark.parametrize("method", ["FAST", "BT(F)", "BT(P)"])
+def test_a_recipe_harvests_with_local_data_in_place_of_the_hubs(method, llama, tmp_path):
+    table = read_recipe(find_recipe(RECIPES[method]))["harvest"]
+    chats = tiny.chats(60)
+    parts = [tiny.write_jsonl(tmp_path / f"{number}.jsonl", chats[10 * number : 10 * number + 20])
+             for number in range(5)]  # half of each is in the next one again
+    if "mixture" in table:
+        table["mixture"] = [{**part, "dataset": str(path)} for part, path in zip(table["mixture"], parts, strict=True)]
+    else:
+        table |= {"dataset": str(parts[0]), "dataset_split": "train"}
+    table |= {"num_tokens": 2000, "plan_tokens": 2000, "layers": [2], "rows_per_shard": 256, "batch_tokens": 512}
+    job = prepare(HarvestConfig.model_validate({"model": str(llama), **table}), find_device("cpu"))
+    open_plan(job, tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    assert cache.identity["order"]["kind"] == ("fast" if method == "FAST" else "block")
+    assert ("deduplicate" in cache.identity) == (method != "BT(P)")
+    assert 0 < cache.num_train_rows < 2500
 
 
 def test_the_commands_are_what_make_understands(caches):
