@@ -52,16 +52,16 @@ def _by_subset(content: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]
 
 def _with_interval(groups: Mapping[str, Any], group: str, figure: str) -> str:
     value, ends = _figure(groups, group, figure)
-    if value is None:
-        return NOT_DEFINED
+    if not value:
+        return NOT_DEFINED if value is None else "0"
     return f"{value:.2e}" + ("" if ends is None else f" ({ends[0]:.1e} to {ends[1]:.1e})")
 
 
 def _in_doubt(groups: Mapping[str, Any], group: str, figure: str) -> str:
     """Short, and in brackets where the interval holds 0."""
     value, ends = _figure(groups, group, figure)
-    if value is None:
-        return NOT_DEFINED
+    if not value:
+        return NOT_DEFINED if value is None else "0"
     return f"({value:.1e})" if ends is not None and ends[0] <= 0 <= ends[1] else f"{value:.1e}"
 
 
