@@ -6,12 +6,15 @@ import click
 
 from pipelines.commands.demo import demo
 from pipelines.commands.evaluate import evaluate
+from pipelines.commands.gsnr import gsnr
+from pipelines.commands.paper import paper
+from pipelines.commands.table import table
 from shared.terminal import run_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """What needs both stages: the demo from conversations to a page, and the metrics of finished runs.
+    """What needs both stages: the demo from conversations to a page, metrics of finished runs, the paper's tables.
 
     \b
     Example:
@@ -19,7 +22,7 @@ def main() -> None:
     """
 
 
-for command in (demo, evaluate):
+for command in (demo, evaluate, table, paper, gsnr):
     main.add_command(command)
 
 if __name__ == "__main__":

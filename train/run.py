@@ -295,6 +295,8 @@ class SetRun:
         if not self.shards.is_first:
             return
         policy = self.train_config.policy.model_dump(mode="json")
+        controller = getattr(sae, "controller", None)
+        coefficient = {} if controller is None else {"sparsity_coefficient": float(controller.coefficient())}
         write_sae(folder, sae, self.statistics,
                   sae_metadata(self.cache, facts.layer, l0=l0, num_dead=dead, policy=policy, name=trainer.name))
         write_sealed(folder / RUN, {
@@ -310,7 +312,7 @@ class SetRun:
             "recipe": member.recipe,
             "resolved": {"lr": trainer.lr, "num_steps": facts.num_steps, "num_tokens": facts.length.num_tokens,
                          "window_blocks": facts.window_blocks, "median_norm": facts.median_norm,
-                         "scale": self.statistics.scale, "train": facts.train},
+                         "scale": self.statistics.scale, **coefficient, "train": facts.train},
             "units": facts.units,
             "num_rows": facts.num_rows,
             "policy": policy,

@@ -1,8 +1,10 @@
-"""SAEs that were made elsewhere, and exports for other tools: what cannot be opened, judged or written."""
+"""SAEs that were made elsewhere, exports for other tools, tables: what cannot be opened, judged, written or listed."""
 
 from pathlib import Path
 
 from pipelines.foreign_source import find_sae
+from pipelines.paper.rows import find_folders
+from pipelines.paper.sae_set import paper_caches
 from tests.error_cases.case import case
 from tests.train import tiny_run
 from tests.train.export import layouts
@@ -83,3 +85,19 @@ def an_export_onto_something_else(w):
 @case(2, "nosuch", then="runs/<cache>/layer<L>/<sae name>")
 def an_export_of_nothing(w):
     export_sae(Path("nosuch"), "sparsify", w.tmp / "out")
+
+
+@case(2, "'nosuch'", then="make train")
+def a_table_of_a_folder_that_is_not_there(w):
+    find_folders([Path("nosuch")])
+
+
+@case(2, "No evaluated SAE under", "runs", then="make train LAYER=12")
+def a_table_of_nothing(w):
+    (w.tmp / "runs").mkdir()
+    find_folders([w.tmp / "runs"])
+
+
+@case(2, "'gpt2'", then="Expected some of")
+def costs_of_a_model_of_unknown_size(w):
+    paper_caches(["gpt2"])

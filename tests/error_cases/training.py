@@ -1,19 +1,25 @@
-"""Exit code 2 of a training: a recipe, an option or a name that cannot be used."""
+"""Training, and gradients of what was trained: recipes, options, names and rows that cannot be used."""
 
 import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+
+from pipelines.gsnr import Wanted, layer_of, measure, training_cache
+from shared.reading.cache import open_cache
 from tests.error_cases.case import ONE_SAE, case, damage, saes
 from tests.train import tiny_run
 from train.batches import Batches
 from train.choose_cache import choose_cache
 from train.commands.run import _expansions, _layers
 from train.config import read_train_config
+from train.evaluation.gsnr_rows import number_of_batches
 from train.groups import plan_groups, train_configs
 from train.processes import Process
 from train.run import train_saes
+from train.trained import read_trained
 from train.training_set import check_saes
 from train.watchers import WATCHERS, Watchers
 from train.watchers.base import WatchedRun
@@ -163,3 +169,30 @@ def a_watcher_that_wants_an_account(w):
 
     w.patch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     Watchers(["wandb"], WatchedRun("sae", "demo/layer9", w.tmp, "1", 0, {}))
+
+
+@case(2, "'nosuch'", "no run.json", then="--sae FOLDER")
+def gsnr_of_what_is_no_sae(w):
+    read_trained(Path("nosuch"))
+
+
+@case(2, "layer 3, not on layer 4", then="--layer 3")
+def gsnr_on_another_layer(w):
+    layer_of([Path(_source(w))], 4)
+
+
+@case(2, "the cache 'fake'", then="--cache PATH")
+def gsnr_without_the_cache_of_the_training(w):
+    training_cache(read_trained(Path(_source(w))), [])
+
+
+@case(2, "width 24", "32 wide", then="--cache NAME")
+def gsnr_on_a_stream_of_another_width(w):
+    folder = Path(_source(w))
+    w.patch.setattr("pipelines.gsnr.training_cache", lambda record, caches: tiny_run.cache())
+    measure(Wanted((folder,), 3, ("all",), "train", 640, 64, 0), [open_cache(w.cache)], "cpu")
+
+
+@case(65, "3 batches of 64", "at least 8", then="--batch-size")
+def gsnr_of_too_few_rows(w):
+    number_of_batches([np.arange(200)], 64, 1000, "sae")
