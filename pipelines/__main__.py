@@ -4,6 +4,7 @@ import logging
 
 import click
 
+from pipelines.commands.compare import compare
 from pipelines.commands.demo import demo
 from pipelines.commands.evaluate import evaluate
 from shared.terminal import run_command
@@ -11,7 +12,7 @@ from shared.terminal import run_command
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """What needs both stages: the demo from conversations to a page, and the metrics of finished runs.
+    """What needs both stages: the demo from conversations to a page, metrics of finished runs, and comparisons of them.
 
     \b
     Example:
@@ -19,7 +20,7 @@ def main() -> None:
     """
 
 
-for command in (demo, evaluate):
+for command in (demo, evaluate, compare):
     main.add_command(command)
 
 if __name__ == "__main__":
