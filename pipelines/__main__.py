@@ -4,6 +4,7 @@ import logging
 
 import click
 
+from pipelines.commands.compare import compare
 from pipelines.commands.demo import demo
 from pipelines.commands.evaluate import evaluate
 from pipelines.commands.gsnr import gsnr
@@ -14,7 +15,7 @@ from shared.terminal import run_command
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """What needs both stages: the demo from conversations to a page, metrics of finished runs, the paper's tables.
+    """What needs both stages: the demo from conversations to a page, metrics of finished runs, comparisons of them.
 
     \b
     Example:
@@ -22,7 +23,7 @@ def main() -> None:
     """
 
 
-for command in (demo, evaluate, table, paper, gsnr):
+for command in (demo, evaluate, compare, table, paper, gsnr):
     main.add_command(command)
 
 if __name__ == "__main__":

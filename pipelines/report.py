@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import plots
 from pipelines.contexts import (
     MAX_ROWS,
     MIN_FIRINGS,
@@ -21,6 +20,12 @@ from pipelines.contexts import (
 )
 from pipelines.conversation_view import choose_conversation, show_conversation
 from pipelines.figures_table import figure_rows
+from pipelines.plots.by_place import by_position, dots
+from pipelines.plots.density import densities, density_of
+from pipelines.plots.scatter import explained_variance_l0
+from pipelines.plots.series import series_of
+from pipelines.plots.style import LOWEST, as_data_uri, write_png
+from pipelines.plots.training import Training, training_curves
 from pipelines.runs import FinishedRun, baselines_of, read_runs
 from shared import storage
 from shared.format.tokens import TokenClass
@@ -60,7 +65,7 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
     runs = read_runs(folders)
     described = next((run for run in runs if run.architecture == "batchtopk"), runs[0])
     firings, latents = _latents(cache, layer, described)
-    scatter = plots.explained_variance_l0(runs)
+    scatter = as_data_uri(explained_variance_l0(runs))
     columns = [*runs, *baselines_of(folders[0].parent, cache, layer)]
     page = render(
         _TEMPLATES, "report.html",
@@ -71,11 +76,7 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
         command=command,
         versions=versions(),
         norms=[_norms(cache, each) for each in cache.layers],
-        plots={
-            "scatter": plots.as_data_uri(scatter),
-            "classes": plots.as_data_uri(plots.explained_variance_by_class(runs)),
-            "training": plots.as_data_uri(plots.training_curves(runs)),
-        },
+        plots=_plots(runs, scatter),
         conversation=show_conversation(cache, choose_conversation(cache)),
         described=described,
         latents=latents,
@@ -86,9 +87,29 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
         limits={"min_firings": MIN_FIRINGS, "num_contexts": NUM_CONTEXTS, "max_rows": MAX_ROWS},
     )
     storage.make_folder(page_folder)
-    plots.write_png(scatter, page_folder / PLOT)
+    write_png(explained_variance_l0(runs), page_folder / PLOT)
     storage.write_file(page_folder / PAGE, page.encode())
     return page_folder / PAGE
+
+
+def _plots(runs: Sequence[FinishedRun], scatter: str) -> dict[str, str]:
+    """The plots of the page as data URIs, by name."""
+    subsets = runs[0].evaluation["subsets"]
+    classes = [(name, f"{name.removeprefix('class:').replace('_', ' ')}  ({figures['num_rows']:,})")
+               for name, figures in subsets.items() if name.startswith("class:")]
+    positions = [(name, name.removeprefix("position:")) for name in subsets if name.startswith("position:")]
+    explained, errors = (series_of(runs, [name for name, _ in positions], metric)
+                         for metric in ("explained_variance", "normalised_error"))
+    return {
+        "scatter": scatter,
+        "classes": as_data_uri(dots(series_of(runs, [name for name, _ in classes], "explained_variance"), classes,
+                                    "explained variance (share of 1) of the class's held-out tokens", lowest=LOWEST)),
+        "positions": as_data_uri(by_position(explained, errors, positions)),
+        "densities": as_data_uri(densities([density_of(run.label, number, run.evaluation["latents"])
+                                            for number, run in enumerate(runs)])),
+        "training": as_data_uri(training_curves([Training(run.label, number, [run.metrics])
+                                                 for number, run in enumerate(runs)])),
+    }
 
 
 def _latents(cache: Cache, layer: int, run: FinishedRun) -> tuple[Firings, list[ShownLatent]]:

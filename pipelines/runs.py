@@ -66,16 +66,31 @@ class FinishedRun(Evaluated):
     @property
     def label(self) -> str:
         """A short name for people: "BatchTopK 8x, k 32", "JumpReLU 16x, L0 64, seed 1", "foreign-layers.9-1a2b3c"."""
-        if "source" in self.evaluation:
+        if self.is_foreign:
             return self.name
+        seed = self.record["recipe"]["sae"]["seed"]
+        return self.label_of_any_seed + (f", seed {seed}" if seed else "")
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it was made elsewhere."""
+        return "source" in self.evaluation
+
+    @property
+    def kind(self) -> str:
+        """Architecture and width: "BatchTopK 8x"."""
         width = self.evaluation["d_sae"] / self.evaluation["d_in"]
-        sparsity, seed, _ = self.name.split(f"-{self.evaluation['d_sae']}-", 1)[-1].rsplit("-", 2)
+        return f"{_TITLES.get(self.architecture, self.architecture)} {width:.3g}x"
+
+    @property
+    def label_of_any_seed(self) -> str:
+        """The label of an SAE of ours without its seed: "BatchTopK 8x, k 32"."""
+        sparsity = self.name.split(f"-{self.evaluation['d_sae']}-", 1)[-1].rsplit("-", 2)[0]
         for short, words in (("l0-", "L0 "), ("l1-", "L1 x "), ("k", "k "), ("c", "penalty x ")):
             if sparsity.startswith(short):
                 sparsity = words + sparsity.removeprefix(short)
                 break
-        seed = "" if seed == "s0" else f", seed {seed.removeprefix('s')}"
-        return f"{_TITLES.get(self.architecture, self.architecture)} {width:.3g}x, {sparsity}{seed}"
+        return f"{self.kind}, {sparsity}"
 
 
 def foreign_folders(runs: Path, cache: Cache, layer: int) -> list[Path]:
@@ -105,6 +120,17 @@ def finished_folders(runs: Path, cache: Cache, layer: int) -> list[Path]:
 def baselines_of(folder: Path, cache: Cache, layer: int) -> list[Evaluated]:
     """The baselines in a layer's folder that were evaluated on the held-out rows that are there now."""
     return [Evaluated(content) for content in read_baselines(cache, layer, folder)]
+
+
+def read_evaluated(folder: Path) -> Evaluated:
+    """An SAE, or a baseline, that was evaluated.
+
+    Raises:
+        DataError: it was not evaluated. StorageError: a file cannot be read. CorruptError: it is no JSON.
+    """
+    if (folder / EVAL).exists() and not any((folder / name).exists() for name in (RUN, FOREIGN)):
+        return Evaluated(_parse(folder / EVAL, _read_text(folder / EVAL)))
+    return _read_run(folder)
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:

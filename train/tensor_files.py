@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,6 +38,21 @@ def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
     """
     try:
         return load_file(path, device=str(device))
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise CorruptError(f"{path} is damaged: it is no whole safetensors file ({error}).") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that stand in the header of a safetensors file.
+
+    Raises:
+        StorageError: it cannot be read. CorruptError: it is no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
     except OSError as error:
         raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
     except SafetensorError as error:

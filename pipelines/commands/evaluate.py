@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from harvest.device import find_device
-from pipelines import plots
 from pipelines.figures_table import as_markdown
 from pipelines.foreign_source import find_sae
+from pipelines.plots.scatter import explained_variance_l0
+from pipelines.plots.style import write_png
 from pipelines.report import PLOT
 from pipelines.runs import baselines_of, finished_folders, foreign_folders, read_runs
 from shared import storage
@@ -64,7 +65,7 @@ def evaluate(layer: int, cache_name: str | None, sources: tuple[str, ...], runs:
     compared = baselines_of(folder, cache, layer)
     print_summary([one.evaluation for one in (*finished, *compared)], summary_console())
     storage.write_file(folder / TABLE, as_markdown([*finished, *compared]).encode())
-    plots.write_png(plots.explained_variance_l0(finished), folder / PLOT)
+    write_png(explained_variance_l0(finished), folder / PLOT)
     for path in (*chosen, folder / TABLE, folder / PLOT):
         click.echo(str(path))
 

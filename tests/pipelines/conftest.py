@@ -77,6 +77,11 @@ def invoke(*arguments: str) -> Result:
     return result
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """Every file of a folder by its path in it."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def hostile_chats(number: int) -> list[list[dict[str, str]]]:
     """Ordinary chats whose every other user turn carries `HOSTILE`."""
     conversations = tiny.chats(number, seed=5)

@@ -7,11 +7,7 @@ import pytest
 
 from pipelines.recipe import read_whole_recipe
 from shared.errors import DataError, RecipeError
-from tests.pipelines.conftest import Demo, invoke
-
-
-def files_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from tests.pipelines.conftest import Demo, files_of, invoke
 
 
 def test_a_recipe_becomes_a_cache_saes_and_a_page(demo):

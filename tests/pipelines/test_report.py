@@ -45,7 +45,7 @@ def page(demo):
 
 
 def test_the_page_needs_nothing_else(page):
-    assert len(page.sources) == 3
+    assert len(page.sources) == 5
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
     assert not page.tags & {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio"}
 

@@ -116,14 +116,17 @@ def conversation_table(inputs: CellSums, errors: CellSums, d_in: int) -> dict[st
 
 
 def figures_of_sums(sums: dict[str, Floats], d_in: int) -> dict[str, Floats]:
-    """The figures that sums of a `conversation_table` give, of any shape; NaN where one is not defined."""
+    """The figures that sums of a `conversation_table` give, of any shape; NaN where one is not defined.
+
+    Shrinkage and `mse_paper` are there where their sums are: a file of sums by conversation lacks the first's.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         figures = {
             "mse": sums["squared_error"] / (sums["n"] * d_in),
             "explained_variance": 1 - sums["squared_error"] / sums["variance"],
             "normalised_error": sums["normalised_error"] / sums["n"],
             "cosine": sums["cosine"] / sums["n"],
-            "shrinkage": sums["x_hat2"] / sums["dot"],
+            **({"shrinkage": sums["x_hat2"] / sums["dot"]} if "dot" in sums else {}),
             "l0": sums["active"] / sums["n"],
         }
         if "sequences" in sums:
