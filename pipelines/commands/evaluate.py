@@ -81,7 +81,7 @@ def evaluate(context: click.Context, layer: int, cache_name: str | None, sources
     missing = None
     if loss_tokens:
         try:
-            language_model = open_model(cache, layer, where, model, trust_remote_code)
+            language_model = open_model(cache, layer, where, model, trust_remote_code, download=_is_asked(context))
         except UserError as error:
             missing = error
         else:
@@ -94,16 +94,16 @@ def evaluate(context: click.Context, layer: int, cache_name: str | None, sources
     plots.write_png(plots.explained_variance_l0(finished), folder / PLOT)
     for path in (*chosen, folder / TABLE, folder / PLOT):
         click.echo(str(path))
+    if missing is not None and _is_asked(context):
+        raise missing
     if missing is not None:
-        _tell_missing(context, missing)
+        click.echo(f"Without the language model's metrics. {missing.told()}", err=True)
 
 
-def _tell_missing(context: click.Context, error: UserError) -> None:
-    """Say that the model's metrics were left out, and why; raise the error where they were asked for."""
-    asked = ("loss_tokens", "streams", "model", "trust_remote_code")
-    if any(context.get_parameter_source(name) == ParameterSource.COMMANDLINE for name in asked):
-        raise error
-    click.echo(f"Without the language model's metrics. {error.told()}", err=True)
+def _is_asked(context: click.Context) -> bool:
+    """Whether the user asked for the language model's metrics, by an option that is of no use otherwise."""
+    return any(context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+               for name in ("loss_tokens", "streams", "model", "trust_remote_code"))
 
 
 def _foreign(source: str, runs: Path, cache: Cache, layer: int) -> Path:

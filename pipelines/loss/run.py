@@ -1,11 +1,13 @@
 """From a cache and a number of tokens to the spliced loss of its SAEs: the model found, checked, loaded and run."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harvest.device import Device
 from harvest.from_plan import find_planned_model
+from harvest.hub import is_downloaded
 from harvest.model import ModelSource, load_language_model
 from pipelines.loss.evaluate import evaluate_loss
 from pipelines.loss.files import read_loss
@@ -19,6 +21,8 @@ LOSS_TOKENS = 10_000
 """Held-out tokens that the language model is run on by default."""
 
 ATTENTION = "sdpa"
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,22 @@ class LanguageModel:
 
 
 def open_model(cache: Cache, layer: int, device: Device, where: str | None = None, trust_remote_code: bool = False,
-               source: ModelSource | None = None) -> LanguageModel:
+               source: ModelSource | None = None, download: bool = True) -> LanguageModel:
     """Find the model that a cache was made with, compare its weights with those of the cache's identity, and load it.
 
     Args:
         where: folder, hub id or alias, needed where the plan names a folder.
         source: the model, where it is known already to be the cache's.
+        download: whether a hub's model that is not here yet may be downloaded.
 
     Raises:
         UserError: it is not there, is another one, or cannot be loaded; see `find_planned_model`.
     """
+    known_as = cache.identity["model"]
+    is_at_a_hub = source is None and where is None and _COMMIT.fullmatch(str(known_as["revision"]))
+    if is_at_a_hub and not download and not is_downloaded(known_as["name"], known_as["revision"]):
+        raise RecipeError(f"The model {known_as['name']!r} is not on this machine. To download it and measure with it: "
+                          f"--loss-tokens {LOSS_TOKENS}")
     source = source or find_planned_model(cache.path, cache.plan, where, trust_remote_code)
     last = int(source.config().get_text_config().num_hidden_layers) - 1
     if layer > last:
