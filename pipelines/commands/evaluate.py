@@ -11,6 +11,7 @@ from pipelines.figures_table import as_markdown
 from pipelines.foreign_source import find_sae
 from pipelines.loss.run import LOSS_TOKENS, Wanted, measure_loss, open_model
 from pipelines.loss.streams import STREAMS, parse_streams
+from pipelines.loss.summary import print_losses
 from pipelines.report import PLOT
 from pipelines.runs import baselines_of, finished_folders, foreign_folders, read_runs
 from shared import storage
@@ -89,7 +90,9 @@ def evaluate(context: click.Context, layer: int, cache_name: str | None, sources
     stale = not_evaluated(cache, layer, ours)  # with --sae, ours may be of other held-out rows
     finished = read_runs([*(path for path in ours if path not in stale), *foreign_folders(runs, cache, layer)])
     compared = baselines_of(folder, cache, layer)
-    print_summary([one.evaluation for one in (*finished, *compared)], summary_console())
+    console = summary_console()
+    print_summary([one.evaluation for one in (*finished, *compared)], console)
+    print_losses([one.loss for one in (*finished, *compared) if one.loss is not None], console)
     storage.write_file(folder / TABLE, as_markdown([*finished, *compared]).encode())
     plots.write_png(plots.explained_variance_l0(finished), folder / PLOT)
     for path in (*chosen, folder / TABLE, folder / PLOT):

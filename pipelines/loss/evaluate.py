@@ -37,7 +37,7 @@ _SHARED = tuple(name for name in SUMS if name not in _OF_SAE)
 
 
 @dataclass(frozen=True)
-class _Batch:
+class LossBatch:
     """Sequences of a stream side by side, right-padded."""
 
     ids: Tensor
@@ -65,7 +65,7 @@ def evaluate_loss(cache: Cache, layer: int, subjects: Sequence[Subject], model: 
     tables: list[dict[str, Table]] = [{} for _ in subjects]
     plain: dict[str, Any] = {}
     for stream in streams:
-        rows = _Rows(cache, layer, stream, model, device)
+        rows = LossRows(cache, layer, stream, model, device)
         plain[stream.name] = _plain(model, rows)
         shared, found = _measure(rows, subjects, model, conversations)
         for table, sums in zip(tables, found, strict=True):
@@ -96,7 +96,7 @@ def evaluate_loss(cache: Cache, layer: int, subjects: Sequence[Subject], model: 
     return contents
 
 
-class _Rows:
+class LossRows:
     """The activations of a stream's tokens: the cache's, or computed by the model's first layers."""
 
     def __init__(self, cache: Cache, layer: int, stream: Stream, model: SplitModel, device: Device) -> None:
@@ -130,17 +130,17 @@ class _Rows:
         assert isinstance(total, Tensor)
         return (total / max(1, len(tokens))).float()
 
-    def __iter__(self) -> Iterator[_Batch]:
+    def __iter__(self) -> Iterator[LossBatch]:
         for pieces in self._batches:
             yield self.batch(pieces)
 
-    def batch(self, pieces: Sequence[Piece]) -> _Batch:
+    def batch(self, pieces: Sequence[Piece]) -> LossBatch:
         """Some sequences of the stream, longest first."""
         ids, slots, tokens = self._place(pieces)
         rows = self.of(tokens).to(self._device, self._dtype)
         x = torch.zeros(*ids.shape, rows.shape[1], dtype=self._dtype, device=self._device)
         x.view(-1, rows.shape[1])[slots] = rows
-        return _Batch(ids, x, slots, tokens)
+        return LossBatch(ids, x, slots, tokens)
 
     def _place(self, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor, Ints]:
         """Right-padded ids, where tokens stand in them, and which tokens of the stream they are."""
@@ -152,7 +152,7 @@ class _Rows:
         return torch.from_numpy(ids).to(self._device), slots, tokens
 
 
-def _plain(model: SplitModel, rows: _Rows) -> dict[str, Any]:
+def _plain(model: SplitModel, rows: LossRows) -> dict[str, Any]:
     """CE of the shortest sequences by the whole model from their ids, and from the rows: they differ by the rows'
     rounding to bfloat16.
 
@@ -177,7 +177,7 @@ def _plain(model: SplitModel, rows: _Rows) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _measure(rows: _Rows, subjects: Sequence[Subject], model: SplitModel, conversations: Ints,
+def _measure(rows: LossRows, subjects: Sequence[Subject], model: SplitModel, conversations: Ints,
              ) -> tuple[Table, list[Table]]:
     """Sums ``[conversations, scopes]`` that all subjects share, and those of each."""
     stream, mean = rows.stream, rows.mean()
@@ -209,7 +209,7 @@ def _measure(rows: _Rows, subjects: Sequence[Subject], model: SplitModel, conver
 
 
 def _predict(
-    model: SplitModel, stream: Stream, batch: _Batch, scored: Ints, ablations: Mapping[str, Reconstruct],
+    model: SplitModel, stream: Stream, batch: LossBatch, scored: Ints, ablations: Mapping[str, Reconstruct],
     subjects: Sequence[Subject],
 ) -> tuple[Floats, dict[tuple[str | int, bool], Scores]]:
     """CE of the predictions that a batch's tokens ``scored`` make, and what replacements make of them.

@@ -24,8 +24,9 @@ from train.evaluation.metrics import Floats
 
 Key = TypeVar("Key", bound=Hashable)
 
-_PIECE = {"cpu": 128, "cuda": 2048}
-"""Predictions at a time: the logits of a large vocabulary then stay near a processor's cache."""
+_PIECE_BYTES = {"cpu": 30 << 20, "cuda": 512 << 20}
+"""Of logits at a time. The C library gives tensors of 32 MiB and more back to the system each time, and takes new
+pages for the next one."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def score(model: SplitModel, clean: Tensor, spliced: Mapping[Key, Tensor], targe
     """
     ce = torch.empty(len(targets))
     found = {name: (torch.empty(len(targets)), torch.empty(len(targets))) for name in spliced}
-    size = _PIECE[targets.device.type]
+    size = max(1, _PIECE_BYTES[targets.device.type] // (4 * model.vocabulary))
     for start in range(0, len(targets), size):
         here = slice(start, start + size)
         target = targets[here, None]

@@ -52,6 +52,11 @@ class SplitModel:
         """What it computes in."""
         return next(self.model.parameters()).dtype
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits."""
+        return int(cast(Any, self.model).config.get_text_config().vocab_size)
+
     @torch.inference_mode()
     def first(self, ids: Tensor) -> Tensor:
         """The layer's output ``[sequences, longest, d_model]`` for right-padded ids ``[sequences, longest]``."""

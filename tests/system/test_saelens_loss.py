@@ -62,7 +62,7 @@ def test_every_conversation_costs_the_same(both, name):
 
 
 def test_ce_recovered_is_their_score(both):
-    content, ours, theirs = both
+    content, _, theirs = both
     sae, clean, ablated = (theirs[NAMES[name]].sum() for name in ("ce_spliced", "ce", "ce_zero"))
     figure = content["streams"]["conversations"]["all"]["ce_recovered_zero"]
     if ablated > clean:
