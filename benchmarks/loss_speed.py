@@ -12,7 +12,6 @@ Threads' processor seconds are measured beside wall seconds: on a machine that o
 """
 
 import argparse
-import glob
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,12 +27,13 @@ from pipelines.loss.scores import score
 from pipelines.loss.streams import read_stream
 from shared.reading.cache import open_cache
 from train.export import load_sae
+from train.training_set import layer_folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", default="caches/demo")
-    parser.add_argument("--sae", default="runs/demo/layer9/batchtopk-*", help="pattern; the first folder")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the layer's first BatchTopK SAE is taken")
     parser.add_argument("--layer", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -42,7 +42,7 @@ def main() -> None:
     cache, device = open_cache(arguments.cache), find_device()
     opened = open_model(cache, arguments.layer, device)
     model = opened.split
-    sae = load_sae(Path(sorted(glob.glob(arguments.sae))[0]))
+    sae = load_sae(min(layer_folder(arguments.runs, cache, arguments.layer).glob("batchtopk-*")))
     stream = read_stream(cache, arguments.layer, "conversations", Wanted(arguments.tokens).num_tokens,
                          opened.source.tokenizer)
     rows = LossRows(cache, arguments.layer, stream, model, device)
@@ -85,8 +85,8 @@ def main() -> None:
     one, two = ({kind: median_ratio(seconds[name], seconds["plain pass with its loss"])
                  for kind, seconds in (("wall", wall), ("processor", processor))}
                 for name in ("clean and spliced", "clean and two spliced"))
-    print(f"{len(stream):,} tokens: clean and spliced {one['wall']:.2f} plain passes ({one['processor']:.2f} in processor "
-          f"seconds); a further SAE {two['processor'] - one['processor']:.2f}")
+    print(f"{len(stream):,} tokens: clean and spliced {one['wall']:.2f} plain passes ({one['processor']:.2f} in "
+          f"processor seconds); a further SAE {two['processor'] - one['processor']:.2f}")
     save("loss_speed", {"layer": arguments.layer, "tokens": len(stream), "sae": sae.architecture, "d_sae": sae.d_sae,
                         "seconds": wall, "processor_seconds": processor, "times_plain_pass": one,
                         "two_saes_times_plain_pass": two})
