@@ -12,8 +12,8 @@ from pipelines.demo import Places, Result, remove_all, run_recipe
 from pipelines.recipe import read_whole_recipe
 from shared.redaction import without_secrets
 
-LOSS_TOKENS = 4_000
-"""Held-out tokens that the language model is run on: half a minute on two cores for three SAEs."""
+LOSS_TOKENS = 3_000
+"""Held-out tokens that the language model is run on: for three SAEs about eight passes of the whole model over them."""
 
 _EPILOG = """\b
 Examples:
