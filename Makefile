@@ -109,6 +109,7 @@ bench: $(READY) $(PEERS)/.ready ## Speed, as ratios, contenders interleaved in o
 	$(PY) -m benchmarks.templating
 	$(PY) -m benchmarks.chat_fuzz
 	$(PY) -m benchmarks.evaluate_speed
+	$(PY) -m benchmarks.loss_speed
 
 bench-train: $(READY) $(PEERS)/.ready ## Training steps against other packages' trainers, an hour (after make demo: its activations)
 	$(PY) -m benchmarks.shared_pass $(if $(CACHE),--cache "$(CACHE)")

@@ -57,7 +57,8 @@ def find_planned_model(
         found["config"] = source.config_digest()
     if different := differences({key: known_as[key] for key in found}, found, "model"):
         raise IdentityError(f"{source.folder} is not the model that {cache} was made with, {name!r}:\n"
-                            + "\n".join(two_columns(different, "there", "found")))
+                            + "\n".join(two_columns(different, "there", "found"))
+                            + "\nName the one that it was made with: --model path/to/folder")
     return source
 
 

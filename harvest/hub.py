@@ -110,6 +110,11 @@ def _cached_commit(repo: str, revision: str, repo_type: RepoType) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else None
 
 
+def is_downloaded(repo: str, commit: str) -> bool:
+    """Whether a commit of a model's repository is here already, so that it takes no network."""
+    return _cached_commit(repo, commit, "model") is not None
+
+
 def download_model(repo: str, commit: str, with_code: bool = False) -> Path:
     """A model's config, tokenizer and safetensors as a local folder; never pickles, its code only where asked."""
     patterns = [*_MODEL_FILES, "*.py"] if with_code else _MODEL_FILES

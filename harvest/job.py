@@ -1,6 +1,6 @@
 """A harvest whose names are resolved: the model on disk, the data set found, every size decided."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +92,11 @@ def shards_per_unit(rows_per_shard: int, batch_tokens: int, num_tokens: int) -> 
     return shards
 
 
-def find_order(config: HarvestConfig, tokenizer: ChatTokenizer, source: Source | Mixture) -> Order:
+def find_order(config: HarvestConfig, tokenizer: ChatTokenizer, holds_text: Callable[[], bool]) -> Order:
     """The order that a recipe asks for, with this tokenizer's tokens.
+
+    Args:
+        holds_text: whether the data are plain text; asked only where it matters.
 
     Raises:
         RecipeError: a token is asked for that the tokenizer has not.
@@ -103,7 +106,7 @@ def find_order(config: HarvestConfig, tokenizer: ChatTokenizer, source: Source |
     has_bos = tokenizer.bos_token is not None
     separator, bos = config.separator, config.block_bos
     if separator == "auto":
-        separator = "bos" if has_bos else "eos" if source.holds_text() else "none"
+        separator = "bos" if has_bos else "eos" if holds_text() else "none"
     if bos == "auto":
         bos = "bos" if has_bos else "none"
     return Order(config.order, config.block_length, _token(tokenizer, separator), _token(tokenizer, bos))
@@ -170,7 +173,7 @@ def prepare(
         source=source,
         tokenizer=tokenizer,
         template=template,
-        order=find_order(config, tokenizer, source),
+        order=find_order(config, tokenizer, source.holds_text),
         d_model=int(model_config.hidden_size),
         num_layers=num_layers,
         layers=layers,

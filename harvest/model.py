@@ -197,8 +197,34 @@ def load_model(
         RecipeError: the weights cannot be loaded or are not those of config.json, or the decoder layers are not
             found.
     """
+    model, missing = _load(AutoModel, source, dtype, attention)
+    cut = cut_model(model, deepest_layer)
+    _check_complete(source, missing & {*cut.model.state_dict()})
+    cut.model.to(device)
+    if device.type == "cpu":
+        for parameter in cut.model.parameters():
+            # The weights are a map of the file. Read whole, one value a page, memory is at the start what it
+            # will be at the end, instead of growing as more of the vocabulary is met.
+            parameter.view(-1)[::1024].sum()
+    return cut
+
+
+def load_language_model(source: ModelSource, dtype: str, attention: str, device: torch.device) -> torch.nn.Module:
+    """Load a model whole, with its language-model head: what predicts tokens.
+
+    Raises:
+        RecipeError: the weights cannot be loaded or are not those of config.json.
+    """
+    model, missing = _load(AutoModelForCausalLM, source, dtype, attention)
+    _check_complete(source, missing)
+    loaded: torch.nn.Module = model.eval().requires_grad_(False).to(device)
+    return loaded
+
+
+def _load(kind: Any, source: ModelSource, dtype: str, attention: str) -> tuple[Any, set[str]]:
+    """A model by one of transformers' auto classes, and the names of the tensors that its files lack."""
     try:
-        model, found = AutoModel.from_pretrained(
+        model, found = kind.from_pretrained(
             source.folder, dtype=getattr(torch, dtype), attn_implementation=attention,
             trust_remote_code=source.trust_remote_code, use_safetensors=True, output_loading_info=True,
         )
@@ -209,18 +235,18 @@ def load_model(
                           "config.json says. Download or save it again, both together.") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise RecipeError(f"Cannot load the model in {source.folder}: {source._explain(error)}") from None
-    cut = cut_model(model, deepest_layer)
-    # transformers draws at random what the files lack, and only warns.
-    if missing := sorted({*found["missing_keys"]} & {*cut.model.state_dict()}):
+    return model, {*found["missing_keys"]}
+
+
+def _check_complete(source: ModelSource, missing: set[str]) -> None:
+    """Refuse a model whose files lack tensors: transformers draws these at random, and only warns.
+
+    Raises:
+        RecipeError: they do.
+    """
+    if missing:
         raise RecipeError(f"Cannot load the model in {source.folder}: its weights lack {len(missing)} tensors that its "
-                          f"config.json asks for, the first is {missing[0]}. Download or save it again.")
-    cut.model.to(device)
-    if device.type == "cpu":
-        for parameter in cut.model.parameters():
-            # The weights are a map of the file. Read whole, one value a page, memory is at the start what it
-            # will be at the end, instead of growing as more of the vocabulary is met.
-            parameter.view(-1)[::1024].sum()
-    return cut
+                          f"config.json asks for, the first is {min(missing)}. Download or save it again.")
 
 
 def cut_model(model: torch.nn.Module, deepest_layer: int) -> CutModel:
@@ -228,6 +254,18 @@ def cut_model(model: torch.nn.Module, deepest_layer: int) -> CutModel:
 
     Raises:
         RecipeError: the decoder layers are not found.
+    """
+    parent, name = find_layers(model)
+    layers = getattr(parent, name)[: deepest_layer + 1]
+    setattr(parent, name, layers)
+    return CutModel(model.eval().requires_grad_(False), layers)
+
+
+def find_layers(model: torch.nn.Module) -> tuple[torch.nn.Module, str]:
+    """Where the list of a model's decoder layers is: the module that holds it, and its name there.
+
+    Raises:
+        RecipeError: it is not found.
     """
     num_layers = cast(Any, model).config.get_text_config().num_hidden_layers
     found = [
@@ -240,10 +278,7 @@ def cut_model(model: torch.nn.Module, deepest_layer: int) -> CutModel:
         kind = type(model).__name__
         raise RecipeError(f"{kind}: expected one list of {num_layers} decoder layers; found {len(found)}. Use a "
                           "decoder-only model that transformers knows.")
-    parent, name = found[0]
-    layers = getattr(parent, name)[: deepest_layer + 1]
-    setattr(parent, name, layers)
-    return CutModel(model.eval().requires_grad_(False), layers)
+    return found[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from harvest.device import Device
 from harvest.job import Job, prepare
 from harvest.opening import open_plan
 from harvest.run import harvest
+from pipelines.loss.run import Wanted, has_loss, measure_loss, open_model
 from pipelines.recipe import WholeRecipe
 from pipelines.report import write_report
 from shared import storage
@@ -18,7 +19,7 @@ from shared.format.plan import read_plan
 from shared.reading.cache import Cache
 from shared.writing.writers import remove_cache
 from train.config import SAEPlan
-from train.evaluation.evaluate import evaluate_saes, not_evaluated
+from train.evaluation.evaluate import evaluate_saes, not_evaluated, sae_subject
 from train.run import train_saes
 from train.training_set import layer_folder, start_over
 
@@ -50,10 +51,11 @@ class Result:
     page: Path
 
 
-def run_recipe(recipe: WholeRecipe, places: Places, device: Device, command: str, say: Say) -> Result:
+def run_recipe(recipe: WholeRecipe, places: Places, device: Device, loss_tokens: int, command: str, say: Say) -> Result:
     """Go from conversations to a page; the same call again goes on where it stopped.
 
     Args:
+        loss_tokens: held-out tokens that the language model is run on with each SAE in it; 0 leaves that out.
         command: what was typed, for the page.
         say: takes lines for the user.
 
@@ -77,10 +79,20 @@ def run_recipe(recipe: WholeRecipe, places: Places, device: Device, command: str
     missing = not_evaluated(cache, recipe.layer, folders)
     if missing:
         evaluate_saes(cache, recipe.layer, missing, str(device.device))
+    if loss_tokens:
+        _evaluate_loss(cache, recipe.layer, folders, job, Wanted(loss_tokens))
     say(f"4 of 4  report   {places.report}  ({_minutes(started)})")
     page = write_report(cache, recipe.layer, folders, places.report, command)
     say(f"done in {_minutes(started)}")
     return Result(cache, recipe.layer, folders, page)
+
+
+def _evaluate_loss(cache: Cache, layer: int, folders: list[Path], job: Job, wanted: Wanted) -> None:
+    """Measure the spliced loss of those SAEs that have none on these tokens."""
+    subjects = [sae_subject(cache, layer, folder, str(job.device.device)) for folder in folders]
+    missing = [one for one in subjects if not has_loss(cache, layer, one, job.model, wanted)]
+    if missing:
+        measure_loss(cache, layer, missing, open_model(cache, layer, job.device, source=job.model), wanted)
 
 
 def _harvest(job: Job, path: Path, say: Say) -> Cache:

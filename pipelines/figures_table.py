@@ -52,6 +52,23 @@ _FIGURES = (
     _Figure("log2 mse", "special_without_first", "log2_mse", "log2, per dimension", ".2f"),
 )
 
+_SCOPE_WORDS = {
+    "all": "all predictions",
+    "all_without_first": "all predictions, position 0 left as it is",
+    "assistant_without_first": "assistant's words, position 0 left as it is",
+}
+
+_STREAM_WORDS = {"conversations": "conversations", "blocks": "packed blocks"}
+
+_LOSSES = (
+    _Figure("KL", "all_without_first", "kl", "nats per token", ".4f"),
+    _Figure("KL", "assistant_without_first", "kl", "nats per token", ".4f"),
+    _Figure("KL", "all", "kl", "nats per token", ".4f"),
+    _Figure("CE added", "all_without_first", "delta_ce", "nats per token", ".4f"),
+    _Figure("CE recovered, of mean ablation", "all_without_first", "ce_recovered_mean", "share of 1", ".4f"),
+)
+"""With the language model (`pipelines.loss`)."""
+
 
 def figure_rows(runs: Sequence[Evaluated]) -> list[FigureRow]:
     """The rows of the table; every number is eval.json's."""
@@ -68,10 +85,32 @@ def figure_rows(runs: Sequence[Evaluated]) -> list[FigureRow]:
             exact=["" if value is None else repr(value) for value in values],
             intervals=[_interval(run.interval(figure.subset, figure.metric), figure.form) for run in runs],
         ))
-    return [*rows, *_dead_rows(runs)]
+    return [*rows, *_loss_rows(runs), *_dead_rows(runs)]
 
 
-def _interval(ends: tuple[float, float] | None, form: str) -> str:
+def _loss_rows(runs: Sequence[Evaluated]) -> list[FigureRow]:
+    """Rows of what the language model loses, for each stream that it was run on."""
+    rows = []
+    for stream, words in _STREAM_WORDS.items():
+        for figure in _LOSSES:
+            found = [run.loss_scope(stream, figure.subset) for run in runs]
+            sizes = {scope["num_tokens"] for scope in found if scope}
+            if not sizes:
+                continue
+            values = [scope.get(figure.metric) for scope in found]
+            size = f" ({sizes.pop():,})" if len(sizes) == 1 else ""
+            rows.append(FigureRow(
+                title=figure.title,
+                subset=f"{_SCOPE_WORDS[figure.subset]}, {words}{size}",
+                unit=figure.unit,
+                cells=[NOT_DEFINED if value is None else format(value, figure.form) for value in values],
+                exact=["" if value is None else repr(value) for value in values],
+                intervals=[_interval(scope.get("intervals", {}).get(figure.metric), figure.form) for scope in found],
+            ))
+    return rows
+
+
+def _interval(ends: Sequence[float] | None, form: str) -> str:
     return "" if ends is None else " to ".join(format(end, form) for end in ends)
 
 

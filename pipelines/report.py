@@ -82,6 +82,7 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
         latents=latents,
         latent_rows=len(firings.rows),
         policy=_policy_words(runs[0].record["policy"]),
+        has_loss=any(run.loss for run in runs),
         dead_held_out=any(run.evaluation["latents"]["dead_held_out"] is not None for run in runs),
         plot_file=PLOT,
         limits={"min_firings": MIN_FIRINGS, "num_contexts": NUM_CONTEXTS, "max_rows": MAX_ROWS},

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.loss.files import read_loss
 from shared.errors import CorruptError, DataError, RecipeError, StorageError
 from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed
-from train.evaluation.baselines import read_baselines
+from train.evaluation.baselines import BASELINES, read_baselines
 from train.evaluation.evaluate import not_evaluated
 from train.evaluation.files import EVAL
 from train.evaluation.foreign import FOREIGN, read_record
@@ -26,6 +27,8 @@ class Evaluated:
 
     evaluation: dict[str, Any]
     """eval.json"""
+    loss: dict[str, Any] | None
+    """eval_loss.json; None where the language model was not run"""
 
     @property
     def name(self) -> str:
@@ -46,6 +49,11 @@ class Evaluated:
         """The 95 % interval of a figure; None where it has none."""
         ends = self.evaluation["subsets"].get(subset, {}).get("intervals", {}).get(metric)
         return None if ends is None else (float(ends[0]), float(ends[1]))
+
+    def loss_scope(self, stream: str, scope: str) -> dict[str, Any]:
+        """The figures of eval_loss.json for a stream and a scope; empty where there are none."""
+        found: dict[str, Any] = (self.loss or {}).get("streams", {}).get(stream, {}).get(scope, {})
+        return found
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,8 @@ def finished_folders(runs: Path, cache: Cache, layer: int) -> list[Path]:
 
 def baselines_of(folder: Path, cache: Cache, layer: int) -> list[Evaluated]:
     """The baselines in a layer's folder that were evaluated on the held-out rows that are there now."""
-    return [Evaluated(content) for content in read_baselines(cache, layer, folder)]
+    return [Evaluated(content, read_loss(folder / BASELINES / content["sae"], cache.cache_id))
+            for content in read_baselines(cache, layer, folder)]
 
 
 def read_evaluated(folder: Path) -> Evaluated:
@@ -129,7 +138,8 @@ def read_evaluated(folder: Path) -> Evaluated:
         DataError: it was not evaluated. StorageError: a file cannot be read. CorruptError: it is no JSON.
     """
     if (folder / EVAL).exists() and not any((folder / name).exists() for name in (RUN, FOREIGN)):
-        return Evaluated(_parse(folder / EVAL, _read_text(folder / EVAL)))
+        evaluation = _parse(folder / EVAL, _read_text(folder / EVAL))
+        return Evaluated(evaluation, read_loss(folder, evaluation["cache_id"]))
     return _read_run(folder)
 
 
@@ -147,11 +157,13 @@ def _read_run(folder: Path) -> FinishedRun:
     if not (folder / EVAL).exists():
         raise DataError(f"{folder} has no {EVAL}: its cache has no held-out rows of this layer. Harvest with a "
                         "held-out share to get figures.")
+    evaluation = _parse(folder / EVAL, _read_text(folder / EVAL))
     lines = _read_text(folder / METRICS).splitlines() if (folder / METRICS).exists() else []
     return FinishedRun(
         folder=folder,
         record=read_record(folder),
-        evaluation=_parse(folder / EVAL, _read_text(folder / EVAL)),
+        evaluation=evaluation,
+        loss=read_loss(folder, evaluation["cache_id"]),
         metrics=[_parse(folder / METRICS, line) for line in lines if line.strip()],
     )
 

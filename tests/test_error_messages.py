@@ -13,12 +13,21 @@ import pytest
 
 from shared.errors import UserError
 from tests import tiny
-from tests.error_cases import comparing, data_and_disk, foreign, identity_and_damage, options, training
+from tests.error_cases import (
+    comparing,
+    data_and_disk,
+    foreign,
+    identity_and_damage,
+    language_model,
+    options,
+    training,
+)
 from tests.error_cases.case import CASES
 
 DOCS = Path(__file__).parent.parent / "docs" / "errors.md"
 
-assert all((options, training, comparing, data_and_disk, foreign, identity_and_damage))  # importing them fills CASES
+# Importing them fills CASES.
+assert all((options, training, comparing, data_and_disk, foreign, identity_and_damage, language_model))
 
 
 @pytest.fixture

@@ -12,6 +12,9 @@ from pipelines.demo import Places, Result, remove_all, run_recipe
 from pipelines.recipe import read_whole_recipe
 from shared.redaction import without_secrets
 
+LOSS_TOKENS = 3_000
+"""Held-out tokens that the language model is run on: for three SAEs about eight passes of the whole model over them."""
+
 _EPILOG = """\b
 Examples:
   python -m pipelines demo
@@ -29,10 +32,12 @@ The same command again goes on where it stopped, and skips what is done.
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
               help="Folder for results.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--loss-tokens", type=click.IntRange(min=0), default=LOSS_TOKENS, show_default=True,
+              help="Held-out tokens that the language model is run on with each SAE in it. 0: leave that out.")
 @click.option("--fresh", is_flag=True, help="Start over: remove this recipe's cache, SAEs and page. Asks first.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def demo(recipe_name: str, overrides: tuple[str, ...], cache_name: str | None, runs: Path, device: str,
-         fresh: bool, yes: bool) -> None:
+         loss_tokens: int, fresh: bool, yes: bool) -> None:
     """Harvest, train, evaluate and report: everything there is, in one go.
 
     Leaves a cache, one folder for each SAE, and a page that opens in a browser.
@@ -45,8 +50,8 @@ def demo(recipe_name: str, overrides: tuple[str, ...], cache_name: str | None, r
         if not yes:
             click.confirm(f"Remove {places.cache}, {places.report} and the recipe's {len(saes)} SAEs?", abort=True)
         remove_all(recipe, places, saes)
-    result = run_recipe(recipe, places, where, _typed(recipe_name, overrides, cache_name, runs),
-                        say=lambda line: click.echo(line, err=True))
+    typed = _typed(recipe_name, overrides, cache_name, runs, loss_tokens)
+    result = run_recipe(recipe, places, where, loss_tokens, typed, say=lambda line: click.echo(line, err=True))
     for line in closing_lines(result, places):
         click.echo(line)
 
@@ -81,7 +86,8 @@ def _cache_variable(places: Places) -> str:
     return "" if places.cache == Path("caches") / places.cache.name else f" CACHE={shlex.quote(str(places.cache))}"
 
 
-def _typed(recipe_name: str, overrides: tuple[str, ...], cache_name: str | None, runs: Path) -> str:
+def _typed(recipe_name: str, overrides: tuple[str, ...], cache_name: str | None, runs: Path,
+           loss_tokens: int) -> str:
     """The command that was typed, without what leaves the result as it is."""
     words = ["python", "-m", "pipelines", "demo"]
     if recipe_name != "demo":
@@ -92,4 +98,6 @@ def _typed(recipe_name: str, overrides: tuple[str, ...], cache_name: str | None,
         words += ["--cache", cache_name]
     if runs != Path("runs"):
         words += ["--runs", str(runs)]
+    if loss_tokens != LOSS_TOKENS:
+        words += ["--loss-tokens", str(loss_tokens)]
     return without_secrets(shlex.join(words))

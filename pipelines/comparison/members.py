@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.comparison.loss import LOSS, has_loss, read_loss_figures, read_loss_sums
+from pipelines.loss.files import EVAL_LOSS, read_loss_sums
 from pipelines.runs import Evaluated, FinishedRun, read_evaluated
 from shared.errors import CorruptError, DataError, IdentityError, RecipeError
 from train.evaluation.files import EVAL, EVAL_CONVERSATIONS, FORMAT_VERSION
@@ -102,9 +102,11 @@ def _read(folder: Path) -> Member:
                         f"{evaluation.get('layer')} --cache {evaluation.get('cache')}")
     sums = read_conversations(folder)
     _check_sums(folder / EVAL_CONVERSATIONS, sums, evaluation)
-    if not has_loss(folder):
+    if run.loss is None:
         return Member(folder, run, sums)
-    return Member(folder, run, sums, read_loss_sums(folder), read_loss_figures(folder))
+    figures = {f"{stream}:{scope}": found for stream, scopes in run.loss["streams"].items()
+               for scope, found in scopes.items()}
+    return Member(folder, run, sums, read_loss_sums(folder), figures)
 
 
 def _check_sums(path: Path, sums: ConversationSums, evaluation: dict[str, Any]) -> None:
@@ -150,7 +152,7 @@ def _in_one_order(members: Sequence[Member]) -> tuple[list[Member], list[str]]:
     if measured and len(measured) < len(ordered):
         without = next(member for member in ordered if member.loss is None)
         notes.append(f"The language model's loss is known of {len(measured)} of {len(ordered)} SAEs: {without.folder}, "
-                     f"for one, has no {LOSS}.")
+                     f"for one, has no {EVAL_LOSS}.")
     reference = measured[0].loss if measured else None
     for number, member in enumerate(ordered):
         if member.loss is not None and reference is not None:

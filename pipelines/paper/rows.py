@@ -21,7 +21,6 @@ from train.export.exported import read_config
 from train.export.saelens import CONFIG
 from train.training_set import RUN
 
-LOSS = "eval_loss.json"
 """What the language model loses with the SAE in it, where that was measured."""
 
 PAPER, OWN = "paper", "own"
@@ -120,13 +119,15 @@ def _row(run: FinishedRun, methods: Mapping[str, str], published: Mapping[tuple[
     cell = Cell(model.rstrip("/").rsplit("/", 1)[-1], int(evaluation["layer"]),
                 evaluation["d_sae"] / evaluation["d_in"], method)
     architecture = str(trained.get("architecture", record["architecture"]))
+    loss = run.loss_scope("conversations", "all_without_first")
     return Row(
         cell=cell, architecture=architecture, sae=str(trained.get("name", run.name)),
         training=training_of(trained, evaluation["d_in"]),
         num_tokens=trained.get("resolved", {}).get("num_tokens"),
         cache=str(evaluation["cache"]), measured_on=methods.get(evaluation["cache_id"]) or _method_there(evaluation),
         published=published.get((cell, architecture)),
-        figures={name: run.figure(*where) for name, where in FIGURES.items()} | _loss_figures(run.folder / LOSS),
+        figures={**{name: run.figure(*where) for name, where in FIGURES.items()},
+                 **{name: loss.get(key) for name, key in OF_LOSS.items()}},
     )
 
 
@@ -184,13 +185,3 @@ def _identity(folder: Path) -> dict[str, Any]:
 
 def _subsets(path: Path) -> list[str]:
     return list(json.loads(path.read_text(encoding="utf-8"))["subsets"]) if _is_current(path) else []
-
-
-def _loss_figures(path: Path) -> dict[str, float | None]:
-    """Figures of eval_loss.json; None where there is none, or it has not this stream."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        figures = content["streams"]["conversations"]["all_without_first"]
-    except (OSError, ValueError, KeyError, TypeError):
-        figures = {}
-    return {name: figures.get(key) for name, key in OF_LOSS.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from pipelines.loss.files import FORMAT_VERSION
 from shared.sealed_json import write_sealed
 
 D_IN = 4
@@ -158,7 +159,8 @@ class Loss:
         arrays, scopes = {"key": self.keys}, {}
         for scope, inside in self.scopes().items():
             values = {"n": inside * 1.0, "ce": self.ce * inside, "ce_spliced": (self.ce + self.extra) * inside,
-                      "kl": self.kl * inside, "ce_zero": (self.ce + 9) * inside, "ce_mean": (self.ce + 4) * inside}
+                      "kl": self.kl * inside, "ce_zero": (self.ce + 9) * inside, "ce_mean": (self.ce + 4) * inside,
+                      "kl_zero": inside * 8.0, "kl_mean": inside * 3.0}
             for name, each in values.items():
                 arrays[f"conversations.{scope}.{name}"] = np.array(
                     [each[self.conversation == number].sum() for number in range(len(self.keys))])
@@ -166,7 +168,9 @@ class Loss:
                        for metric in ("kl", "delta_ce", "ce_recovered_mean", "ce_recovered_zero")}
             scopes[scope] = {"num_tokens": int(inside.sum()), **figures, "intervals": {}}
         save_file(arrays, folder / "eval_loss_conversations.safetensors")
-        (folder / "eval_loss.json").write_text(json.dumps({"streams": {"conversations": scopes}}))
+        cache_id = json.loads((folder / "eval.json").read_text())["cache_id"]
+        (folder / "eval_loss.json").write_text(json.dumps(
+            {"format_version": FORMAT_VERSION, "cache_id": cache_id, "streams": {"conversations": scopes}}))
 
 
 def plant_loss(rows, worse=0.1, seed=0):

@@ -31,7 +31,7 @@ from shared.format.layout import BLOCK_ROWS
 from shared.progress import Progress
 from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed
-from train.evaluation.evaluate import Reconstruct, Subject, check_run, encode_and_decode, evaluate
+from train.evaluation.evaluate import Reconstruct, Subject, check_run, encode_and_decode
 from train.evaluation.files import read_current
 from train.evaluation.metrics import Ints
 from train.export import ExportedSAE
@@ -76,14 +76,14 @@ class Moments:
     """[ids, d_in]: of ids that were not met, the mean"""
 
 
-def evaluate_baselines(cache: Cache, layer: int, folders: Sequence[Path], layer_folder: Path,
-                       device: str = "cpu") -> list[dict[str, Any]]:
-    """Fit the baselines of some SAEs of a layer, evaluate them on the held-out rows, of which there must be some.
+def fit_baselines(cache: Cache, layer: int, folders: Sequence[Path], layer_folder: Path,
+                  device: str = "cpu") -> list[Subject]:
+    """Fit the baselines of some SAEs of a layer, to be evaluated as they are; there must be held-out rows.
 
-    Writes the same files as for an SAE under ``<layer_folder>/baselines/<name>/``, and returns each eval.json.
+    Makes their folders, ``<layer_folder>/baselines/<name>/``.
 
     Raises:
-        IdentityError, DataError: as `train.evaluation.evaluate.evaluate_saes`.
+        IdentityError: an SAE is of another layer or cache.
     """
     runs = [read_sealed(folder / RUN) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
@@ -98,7 +98,7 @@ def evaluate_baselines(cache: Cache, layer: int, folders: Sequence[Path], layer_
         subjects += _subjects(cache, layer, alike[0], sizes, layer_folder / BASELINES, device)
     for subject in subjects:
         storage.make_folder(subject.folder)
-    return evaluate(cache, layer, subjects, device)
+    return subjects
 
 
 def read_baselines(cache: Cache, layer: int, layer_folder: Path) -> list[dict[str, Any]]:

@@ -117,8 +117,9 @@ def test_an_sae_of_blocks_judged_on_whole_conversations_counts_in_its_own_cell(w
 
 def test_the_command_writes_the_papers_form_and_every_sae(world, figures, tmp_path):
     runs, folders = world[1:]
-    loss = {"streams": {"conversations": {"all_without_first": {"ce_recovered_mean": 0.875, "kl": 0.25,
-                                                                "delta_ce": 0.125}}}}
+    cache_id = json.loads((folders["fast"][1] / "eval.json").read_text())["cache_id"]
+    measured = {"ce_recovered_mean": 0.875, "kl": 0.25, "delta_ce": 0.125}
+    loss = {"format_version": 1, "cache_id": cache_id, "streams": {"conversations": {"all_without_first": measured}}}
     (folders["fast"][1] / "eval_loss.json").write_text(json.dumps(loss))
     shown = invoke("table", str(runs), "--published", "--out", str(tmp_path / "out")).output
     markdown = (tmp_path / "out" / "paper_table.md").read_text()

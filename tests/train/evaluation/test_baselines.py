@@ -10,7 +10,7 @@ from shared.errors import IdentityError
 from tests.train import tiny_run
 from train.evaluation.baselines import (
     Moments,
-    evaluate_baselines,
+    fit_baselines,
     measure_moments,
     pca,
     random_directions,
@@ -18,7 +18,7 @@ from train.evaluation.baselines import (
     sample_rows,
     token_mean,
 )
-from train.evaluation.evaluate import evaluate_saes
+from train.evaluation.evaluate import evaluate, evaluate_saes
 
 RECIPE = {"train": tiny_run.RECIPE["train"] | {"num_tokens": 64 * 20}, "sae": tiny_run.RECIPE["sae"][:1]}
 
@@ -87,13 +87,17 @@ def test_a_sample_of_training_rows_is_whole_blocks_and_always_the_same():
     assert np.array_equal(sample_rows(mask, 5000), np.flatnonzero(mask))
 
 
+def evaluate_baselines(cache, folders):
+    return evaluate(cache, 3, fit_baselines(cache, 3, folders, folders[0].parent))
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """An SAE and its baselines, of a cache where token ids repeat."""
     cache, folders = tiny_run.train(tmp_path_factory.mktemp("runs"), RECIPE)
     cache.token_id = cache.token_id % 50
     [sae] = evaluate_saes(cache, 3, folders)
-    return cache, folders, sae, evaluate_baselines(cache, 3, folders, folders[0].parent)
+    return cache, folders, sae, evaluate_baselines(cache, folders)
 
 
 def test_baselines_lie_beside_the_saes_with_the_same_figures(evaluated):
@@ -142,7 +146,7 @@ def test_baselines_evaluated_again_are_the_same_bytes_and_more_held_out_rows_mak
     names = [folders[0].parent / "baselines" / one["sae"] / file for one in baselines
              for file in ("eval.json", "eval_sums.safetensors", "eval_conversations.safetensors")]
     before = [path.read_bytes() for path in names]
-    evaluate_baselines(cache, 3, folders, folders[0].parent)
+    evaluate_baselines(cache, folders)
     assert [path.read_bytes() for path in names] == before
     cache.units = (0, 1, 2)
     try:
@@ -156,6 +160,6 @@ def test_baselines_of_an_sae_of_another_cache_are_refused(evaluated):
     cache.cache_id, kept = "e" * 32, cache.cache_id
     try:
         with pytest.raises(IdentityError, match="another cache"):
-            evaluate_baselines(cache, 3, folders, folders[0].parent)
+            evaluate_baselines(cache, folders)
     finally:
         cache.cache_id = kept
