@@ -83,6 +83,14 @@ def test_templates_are_as_fast_as_the_readme_says():
     assert f"types at {embedded:.2f} of its speed for the embedded chats, at {short:.2f} for short ones" in text
 
 
+def test_the_language_models_metrics_cost_what_the_page_says():
+    found = RESULTS["loss_speed"]
+    one, two = (found[name]["processor"] for name in ("times_plain_pass", "two_saes_times_plain_pass"))
+    text = " ".join(PAGES["metrics.md"].split())
+    assert f"take {one:.2f} times the processor seconds" in text
+    assert f"each further pass {two - one:.2f} ({found['tokens']:,} tokens" in text
+
+
 @pytest.mark.parametrize("layer", [9, 15])
 def test_the_plain_loop_of_the_quality_page_is_that_of_the_results(layer):
     found = RESULTS[f"plain_loop_layer{layer}"]
