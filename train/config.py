@@ -165,7 +165,7 @@ def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, 
         recipe = {
             "layer": layer,
             "train": train.model_dump(mode="json", exclude=set(OPERATIONAL)),
-            "sae": {"architecture": architecture, **config.model_dump(mode="json", exclude={"expansion"})},
+            "sae": {"architecture": architecture, **config.model_dump(mode="json", exclude=_left_out(config))},
             **({} if source is None else {"warm_start": source}),
         }
         digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:6]
@@ -174,3 +174,9 @@ def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, 
             raise RecipeError(f"{where} is the same SAE as another one ({name}). Change its seed, or remove it.")
         plans.append(SAEPlan(architecture, config, name, recipe, table.get("warm_start")))
     return plans
+
+
+def _left_out(config: SAEConfig) -> set[str]:
+    """Fields that an SAE's name does not depend on: the width stands in d_sae, and one that came after the first SAEs
+    were named counts only where it is used."""
+    return {"expansion"} if config.frozen_decoder else {"expansion", "frozen_decoder"}

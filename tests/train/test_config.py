@@ -49,3 +49,16 @@ def test_a_width_given_either_way_is_the_same_sae():
 def test_mistakes_are_named(recipe, message):
     with pytest.raises(RecipeError, match=message):
         plans(recipe)
+
+
+def test_the_name_of_an_sae_depends_on_a_later_field_only_where_it_is_used():
+    train = read_train_config({})
+
+    def name(**fields):
+        (plan,) = plan_saes([{"architecture": "topk", **fields}], train, 9, 64)
+        return plan.name, plan.recipe["sae"]
+
+    assert name() == name(frozen_decoder=False)
+    assert "frozen_decoder" not in name()[1]
+    assert name(frozen_decoder=True)[0] != name()[0]
+    assert name(frozen_decoder=True)[1]["frozen_decoder"]

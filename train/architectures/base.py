@@ -44,6 +44,8 @@ class SAEConfig(Table):
     Kaiming-uniform and independent of each other (SAELens 5, FAST). Rows of W_dec have unit norm in both."""
     encoder_scale: float = Field(default=1.0, gt=0)
     """W_enc starts as ``init`` says, times this."""
+    frozen_decoder: bool = False
+    """Leave W_dec as it is drawn and train the rest: the baseline of Korznikov et al. (arXiv 2602.14111)."""
 
     def width(self, d_in: int) -> int:
         """d_sae for inputs of width ``d_in``."""
@@ -121,7 +123,7 @@ class SAE(nn.Module, ABC):
         # optimiser's state then all walk along rows of d_in.
         self.W_enc = nn.Parameter(encoder.t())
         self.b_enc = nn.Parameter(torch.zeros(self.width))
-        self.W_dec = nn.Parameter(decoder)
+        self.W_dec = nn.Parameter(decoder, requires_grad=not config.frozen_decoder)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("tokens_since_fired", torch.zeros(self.width, dtype=torch.int64))
         self.given: frozenset[str] = frozenset()

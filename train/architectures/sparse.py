@@ -123,7 +123,7 @@ class _DecodePairs(torch.autograd.Function):
         return _decode(values, W_dec, selection)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         grad = grads[0].contiguous()
         values, W_dec = ctx.saved_tensors
         selection: Selection = ctx.selection
@@ -132,7 +132,7 @@ class _DecodePairs(torch.autograd.Function):
         products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             grad, W_dec, selection.latents_by_latent, selection.row_offsets, selection.rows_by_latent, 0)
         grad_values = torch.empty_like(values).index_copy_(0, selection.by_latent, products)
-        return grad_values, _sum_by_latent(grad, values, selection), None
+        return grad_values, _sum_by_latent(grad, values, selection) if ctx.needs_input_grad[1] else None, None
 
 
 class _DecodeActive(torch.autograd.Function):
@@ -146,10 +146,11 @@ class _DecodeActive(torch.autograd.Function):
         return _decode(values, W_dec, selection)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         grad = grads[0].contiguous()
         values, W_dec = ctx.saved_tensors
-        return grad @ W_dec.t(), _sum_by_latent(grad, values, ctx.selection), None
+        of_decoder = _sum_by_latent(grad, values, ctx.selection) if ctx.needs_input_grad[1] else None
+        return grad @ W_dec.t(), of_decoder, None
 
 
 def gather_pre_acts(x: Tensor, W_enc: Tensor, b_enc: Tensor, pre_acts: Tensor, selection: Selection) -> Tensor:

@@ -70,6 +70,14 @@ def test_decoder_rows_keep_unit_norm(name):
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48), rtol=1e-6, atol=1e-6)
 
 
+def test_a_frozen_decoder_stays_as_it_was_drawn_while_the_rest_learns(name):
+    drawn = build(name, frozen_decoder=True)
+    sae, _ = trained(name, frozen_decoder=True)
+    assert torch.equal(sae.W_dec, drawn.W_dec)
+    assert not torch.equal(sae.W_enc, drawn.W_enc)
+    assert not torch.equal(trained(name)[0].W_dec, drawn.W_dec)
+
+
 def test_the_state_loads_bit_for_bit_and_training_goes_on_the_same(name):
     x = torch.randn(BATCH, 16)
     trainers = [Trainer(name, build(name), 3e-3, TrainConfig(), torch.device("cpu")) for _ in range(2)]
