@@ -65,7 +65,7 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
     runs = read_runs(folders)
     described = next((run for run in runs if run.architecture == "batchtopk"), runs[0])
     firings, latents = _latents(cache, layer, described)
-    scatter = as_data_uri(explained_variance_l0(runs))
+    scatter = explained_variance_l0(runs)
     columns = [*runs, *baselines_of(folders[0].parent, cache, layer)]
     page = render(
         _TEMPLATES, "report.html",
@@ -76,7 +76,7 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
         command=command,
         versions=versions(),
         norms=[_norms(cache, each) for each in cache.layers],
-        plots=_plots(runs, scatter),
+        plots={"scatter": as_data_uri(scatter), **_plots(runs)},
         conversation=show_conversation(cache, choose_conversation(cache)),
         described=described,
         latents=latents,
@@ -88,13 +88,13 @@ def write_report(cache: Cache, layer: int, folders: Sequence[Path], page_folder:
         limits={"min_firings": MIN_FIRINGS, "num_contexts": NUM_CONTEXTS, "max_rows": MAX_ROWS},
     )
     storage.make_folder(page_folder)
-    write_png(explained_variance_l0(runs), page_folder / PLOT)
+    write_png(scatter, page_folder / PLOT)
     storage.write_file(page_folder / PAGE, page.encode())
     return page_folder / PAGE
 
 
-def _plots(runs: Sequence[FinishedRun], scatter: str) -> dict[str, str]:
-    """The plots of the page as data URIs, by name."""
+def _plots(runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """The other plots of the page as data URIs, by name."""
     subsets = runs[0].evaluation["subsets"]
     classes = [(name, f"{name.removeprefix('class:').replace('_', ' ')}  ({figures['num_rows']:,})")
                for name, figures in subsets.items() if name.startswith("class:")]
@@ -102,7 +102,6 @@ def _plots(runs: Sequence[FinishedRun], scatter: str) -> dict[str, str]:
     explained, errors = (series_of(runs, [name for name, _ in positions], metric)
                          for metric in ("explained_variance", "normalised_error"))
     return {
-        "scatter": scatter,
         "classes": as_data_uri(dots(series_of(runs, [name for name, _ in classes], "explained_variance"), classes,
                                     "explained variance (share of 1) of the class's held-out tokens", lowest=LOWEST)),
         "positions": as_data_uri(by_position(explained, errors, positions)),

@@ -26,8 +26,8 @@ METRICS = {metric.name: metric for metric in (
     Metric("normalised_error", "normalised error", "share of |x|², mean over tokens", ".4f"),
     Metric("cosine", "cosine", "mean over tokens", ".4f"),
     Metric("l0", "L0", "active latents per token", ".2f"),
-    Metric("kl", "KL", "nats per predicted token", ".4f"),
-    Metric("delta_ce", "delta CE", "nats per predicted token", ".4f"),
+    Metric("kl", "KL", "nats per token", ".4f"),
+    Metric("delta_ce", "CE added", "nats per token", ".4f"),
     Metric("ce_recovered_mean", "CE recovered, of mean ablation", "share of 1", ".4f"),
     Metric("ce_recovered_zero", "CE recovered, of zero ablation", "share of 1", ".4f"),
 )}

@@ -219,7 +219,7 @@ def test_losses_stand_in_tables_plots_and_terminal(here, tmp_path):
     output = invoke("compare", *map(str, folders), "--out", str(tmp_path / "out")).output
     assert "KL" in output
     text = (tmp_path / "out" / "index.html").read_text()
-    assert "KL, delta CE, CE recovered" in text
+    assert "KL, CE added, CE recovered" in text
     assert len([key for key in Tables(text).differences if key[2] in {"kl", "delta_ce", "ce_recovered_mean"}]) == 6
     frontier = {row["subset"] for row in rows_of(tmp_path / "out" / "frontier.csv")}
     assert {"conversations:all_without_first", "conversations:assistant_without_first", "content"} <= frontier
