@@ -155,13 +155,14 @@ class NewFile:
                     if pending and written:
                         pending[0] = pending[0][written:]
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Read back ``size`` bytes."""
-        data = b""
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Read back as many bytes as ``buffer`` holds, all of which must lie in the file."""
+        done = 0
         with translate_errors(self.path):
-            while len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
-                data += more
-        return data
+            while done < len(buffer):
+                read = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+                assert read > 0, "the file is preallocated"
+                done += read
 
     def fsync(self) -> None:
         """Make the file's bytes durable."""

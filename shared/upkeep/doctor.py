@@ -129,7 +129,8 @@ def _allocate(scratch: Path) -> tuple[State, str]:
         status = path.stat()
         _expect(status.st_size == size, f"Of {size} bytes asked for a file got {status.st_size}.")
         file.write(size - 7, [b"granary"])
-        _expect(file.read(size - 7, 7) == b"granary", "What was written into a preallocated file reads otherwise.")
+        file.read_into(size - 7, memoryview(read := bytearray(7)))
+        _expect(read == b"granary", "What was written into a preallocated file reads otherwise.")
     if status.st_blocks * 512 < size:
         return "slow", "space is promised but not set aside (compression or copy on write)."
     return "ok", "space is set aside before a unit is computed"
