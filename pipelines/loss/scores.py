@@ -1,14 +1,14 @@
 """Cross-entropy and KL divergence of predictions, token by token, from what the model's head is given.
 
-With logits a of the model as it is and b of the model with something else in the place of a layer's output, for a
-token that turns out to be y:
+With p and q the probabilities that the model gives as it is and with something else in the place of a layer's output,
+for a token that turns out to be y:
 
-    CE(b) = log sum exp b - b_y                                                                       in nats
-    KL    = sum_v p_v (log p_v - log q_v) = log sum exp b - log sum exp a - sum_v p_v (b_v - a_v)     in nats
+    CE = -log q_y                                  in nats
+    KL = sum_v p_v log p_v - sum_v p_v log q_v     in nats
 
-with p = softmax(a) and q = softmax(b). In this form equal logits give a KL of exactly 0, and no probability is rounded
-to 0 before its logarithm is taken. Everything is float32, by a few rows at a time, so that logits
-[tokens, vocabulary] never stand in memory whole.
+from log-softmax, which takes no logarithm of a probability that was rounded to 0. Equal logits give a KL of exactly 0:
+both sums are then the same operations on the same numbers. Everything is float32, by a few rows at a time, so that
+logits [tokens, vocabulary] never stand in memory whole; a row of them is read as few times as torch's operations allow.
 """
 
 from collections.abc import Hashable, Mapping
@@ -53,25 +53,15 @@ def score(model: SplitModel, clean: Tensor, spliced: Mapping[Key, Tensor], targe
     for start in range(0, len(targets), size):
         here = slice(start, start + size)
         target = targets[here, None]
-        a = model.logits(clean[here])
-        top = a.amax(1, keepdim=True)
-        weights = (a - top).exp_()
-        total = weights.sum(1)
-        log_total_a = total.log() + top[:, 0]
-        ce[here] = log_total_a - a.gather(1, target)[:, 0]
+        log_p = torch.log_softmax(model.logits(clean[here]), 1)
+        ce[here] = -log_p.gather(1, target)[:, 0]
+        p = log_p.exp()
+        negentropy = log_p.mul_(p).sum(1)
         for name, hidden in spliced.items():
-            b = model.logits(hidden[here])
-            log_total_b = _log_sum_exp(b)
-            found[name][0][here] = log_total_b - b.gather(1, target)[:, 0]
-            b = b.sub_(a)
-            found[name][1][here] = log_total_b - log_total_a - torch.linalg.vecdot(weights, b) / total
+            log_q = torch.log_softmax(model.logits(hidden[here]), 1)
+            found[name][0][here] = -log_q.gather(1, target)[:, 0]
+            found[name][1][here] = negentropy - log_q.mul_(p).sum(1)
     return _float64(ce), {name: Scores(_float64(ce), _float64(kl)) for name, (ce, kl) in found.items()}
-
-
-def _log_sum_exp(logits: Tensor) -> Tensor:
-    """log sum exp of rows ``[n, v]``: the same operations as for the model's own logits, so that equal ones cancel."""
-    top = logits.amax(1, keepdim=True)
-    return (logits - top).exp_().sum(1).log() + top[:, 0]
 
 
 def _float64(values: Tensor) -> Floats:

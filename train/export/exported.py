@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shared.bounded_json import parse_json
 from shared.errors import CorruptError, StorageError
+from train.architectures.sparse import decode_active
 
 _MAX_BYTES = 8 << 20
 
@@ -80,7 +81,7 @@ class ExportedSAE:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Reconstruction ``[batch, d_in]`` of latents ``[batch, d_sae]``."""
-        return torch.addmm(self.b_dec, latents, self.W_dec)
+        return decode_active(latents, self.W_dec) + self.b_dec
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
