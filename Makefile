@@ -92,6 +92,8 @@ $(PEERS)/.ready: benchmarks/peers.txt benchmarks/peers_no_deps.txt
 	@# No peer needs it, it comes with a dependency, and built for another torch it breaks transformers.
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers_no_deps.txt
+	@# Its interpreter runs our kernels for CUDA on a CPU. Apart, because a peer takes it for the sign of a GPU; only for Linux.
+	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(PEERS)/triton "triton>=3.7"
 	@touch $@
 
 check: $(READY) ## Lint and types
@@ -115,9 +117,9 @@ bench-train: $(READY) $(PEERS)/.ready ## Training steps against other packages' 
 	$(PY) -m benchmarks.shared_pass $(if $(CACHE),--cache "$(CACHE)")
 	$(PY) -m benchmarks.train_step --peers $(PEERS)/bin/python $(if $(CACHE),--cache "$(CACHE)")
 
-gpu-check: $(READY) ## On a CUDA machine: GPU tests, then the benchmarks of harvest and train
+gpu-check: $(READY) $(PEERS)/.ready ## On a CUDA machine: GPU tests, then the benchmarks of harvest and train
 	$(PY) -m pytest -q -m gpu tests
-	$(PY) -m benchmarks.gpu
+	$(PY) -m benchmarks.gpu --peers $(PEERS)/bin/python
 
 clean: ## Remove .venv and .venv-peers
 	rm -rf .venv $(PEERS)

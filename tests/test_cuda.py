@@ -21,6 +21,9 @@ from train.architectures.base import RunLength
 from train.batches import Batches
 from train.config import TrainConfig
 from train.determinism import be_deterministic, order_statistics_allowed
+from train.kernels.bags import bag_sum, pair_products
+from train.kernels.latents import Jump, jump_backward, jump_forward, relu_backward, relu_forward
+from train.kernels.rows import adam_unit_rows, row_products
 from train.order import ORDERS
 from train.trainer import Trainer
 
@@ -111,6 +114,44 @@ def test_every_architecture_learns_and_resumes_exactly_on_the_device(name):
         torch.testing.assert_close(resumed.sae.state_dict()[key], value, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("width", [40, 300, 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_over_selected_rows_are_those_in_float64(width, dtype):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(rows, width, generator=generator).to(DEVICE, dtype) for rows in (130, 70))
+    counts = torch.tensor([0, 5, 1, 0, 4000, 0, 17], device=DEVICE)
+    offsets, pairs = counts.cumsum(0) - counts, int(counts.sum())
+    a, b = (torch.randint(rows, (pairs,), generator=generator).to(DEVICE) for rows in (130, 70))
+    values = torch.randn(pairs, generator=generator).to(DEVICE)
+    if DEVICE == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("torch sums no bfloat16 on a CPU")
+    bags = torch.repeat_interleave(torch.arange(len(counts), device=DEVICE), counts)
+    expected = torch.zeros(len(counts), width, dtype=torch.float64, device=DEVICE)
+    expected.index_add_(0, bags, left[a].double() * values.double()[:, None])
+    found = bag_sum(left, a, offsets, values)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    assert torch.equal(found, bag_sum(left, a, offsets, values))
+    expected = (left[a].double() * right[b].double()).sum(1)
+    assert (pair_products(left, a, right, b) - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("divisor", [None, 2.5])
+def test_the_optimisers_pass_over_unit_rows_is_that_of_the_cpu(divisor):
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.nn.functional.normalize(torch.randn(300, 72, generator=generator), dim=1)
+    gradient, mean, mean_square = (torch.randn(300, 72, generator=generator) for _ in range(3))
+    found = {}
+    for device in ("cpu", DEVICE):
+        w, g, m, v = (part.clone().to(device) for part in (weights, gradient, mean, mean_square.square()))
+        for step in (1.0, 2.0):
+            along, square = row_products(w, g)
+            adam_unit_rows(w, g.clone(), along, m, v, torch.tensor(step, device=device), 1e-2, (0.9, 0.999),
+                           None if divisor is None else torch.tensor(divisor, device=device))
+        found[device] = [part.cpu() for part in (w, m, v, along, square)]
+    for ours, theirs in zip(found[DEVICE], found["cpu"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=5e-6)  # lr 1e-2; m / sqrt(v) up to some hundred
+
+
 @pytest.mark.parametrize("name", ["topk", "batchtopk", "standard", "jumprelu"])
 def test_a_steps_gradients_on_the_device_are_those_of_the_cpu(name):
     x = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
@@ -119,10 +160,57 @@ def test_a_steps_gradients_on_the_device_are_those_of_the_cpu(name):
     for device in ("cpu", DEVICE):
         sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=640, **sparsity), 32, RunLength(60, 256)).to(device)
         sae.tokens_since_fired[:5] = 10**9  # AuxK and the pull on silent latents take part
+        sae.prepare(0)
         sae.loss(x.to(device), 0).total.backward()
         found[device] = {key: value.grad.cpu() for key, value in sae.named_parameters()}
     for key, value in found["cpu"].items():
         assert (found[DEVICE][key] - value).norm() <= 1e-5 * value.norm(), key
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_recorded_step_is_the_step_as_it_is(name):
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(256, 32, generator=generator).to(DEVICE) for _ in range(8)]
+    found = {}
+    for recorded in (True, False):
+        fields = {"dead_after_tokens": 1500} if name in {"topk", "batchtopk", "matryoshka"} else {}
+        sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=640, **fields), 32, RunLength(60, 256))
+        with torch.no_grad():
+            sae.b_enc[:100] = -10.0  # so that AuxK begins after six steps
+        trainer = Trainer(name, sae, 3e-3, TrainConfig(), torch.device(DEVICE))
+        if not recorded:
+            trainer._graphs = None
+        kinds = set()
+        for step in range(60):
+            trainer.step(data[step % 8], data[step % 8].var(), step)
+            kinds.add(sae.prepare(1))
+        if recorded and trainer._graphs is not None:
+            assert len(trainer._graphs._graphs) >= 1
+            assert len(kinds) > 1 or not fields  # AuxK takes part in some steps, and not in others
+        found[recorded] = trainer.state()
+    for key, value in found[False].items():
+        torch.testing.assert_close(found[True][key], value, rtol=1e-3, atol=1e-5, equal_nan=True, msg=key)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_pass_over_all_latents_is_that_of_the_cpu(dtype):
+    generator = torch.Generator().manual_seed(0)
+    z, grad = (torch.randn(700, 300, generator=generator).to(dtype).float() for _ in range(2))
+    threshold, silent = torch.rand(300, generator=generator), (torch.rand(300, generator=generator) < 0.3).float()
+    grad_l0, (a, b) = torch.randn(700, generator=generator), torch.tensor([0.3, 0.7])
+
+    def passes(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        parts = (z.to(dtype), grad.to(dtype), threshold, silent, grad_l0, a, b)
+        x, g, t, s, l0, p, q = (part.to(device) for part in parts)
+        found = [*relu_forward(x), relu_backward(x.relu(), g, p)]
+        for jump, rows in ((Jump(0.8, 4.0), None), (Jump(0.8, None), l0)):
+            for pulled in (None, s):
+                found += jump_forward(x, t, pulled, jump)
+                found += jump_backward(x, t, pulled, jump, g, p, q, rows)
+        return [part.float().cpu() for part in found]
+
+    for ours, theirs in zip(passes(DEVICE, dtype), passes("cpu", torch.float32), strict=True):
+        assert (ours - theirs).norm() <= (1e-5 if dtype == torch.float32 else 4e-3) * theirs.norm()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

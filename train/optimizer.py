@@ -7,10 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from train.kernels.rows import adam, adam_unit_rows, row_products
 from train.shards import ALONE, Shards
-
-_CACHED = 1 << 18
-"""Numbers of a matrix that are updated together on a CPU: with gradient and moments 4 MiB."""
 
 
 def default_lr(d_sae: int, num_tokens: int) -> float:
@@ -74,68 +72,40 @@ class Adam:
         } for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
-    def step(self, factor: float, max_norm: float | None = None) -> None:
+    def step(self, factor: float | Tensor, max_norm: float | None = None) -> None:
         """One update at ``factor`` times the peak rate; the gradients are dropped. No wait for the device.
 
         Args:
+            factor: a number; on CUDA also a scalar on the device.
             max_norm: the largest global norm of all gradients, without the parts along unit rows; a larger one
                 is scaled down to it.
         """
         gradients = {name: parameter.grad for name, parameter in self.parameters.items()
                      if parameter.grad is not None}
-        along = {name: _along_rows(self.parameters[name], gradients[name])
-                 for name in self._unit_rows & gradients.keys()}
+        along, squares = {}, {}
+        for name, gradient in gradients.items():
+            if name in self._unit_rows:
+                along[name], squares[name] = row_products(self.parameters[name], gradient)
+            elif max_norm is not None:
+                squares[name] = torch.linalg.vector_norm(gradient).square()
         divisor = None
         if max_norm is not None:
-            squares = [self._square(name, gradient) for name, gradient in gradients.items()]
+            own = [square if name in self._divided else self._shards.once(square) for name, square in squares.items()]
             # |g - <g, w> w|^2 = |g|^2 - <g, w>^2 where |w| = 1.
-            squares += [-products.square().sum() for products in along.values()]
-            square = self._shards.sum(torch.stack(squares)).sum().clamp_min(0)
+            own += [-products.square().sum() for products in along.values()]
+            square = self._shards.sum(torch.stack(own)).sum().clamp_min(0)
             divisor = square.sqrt().add_(1e-6).div_(max_norm).clamp_min_(1.0)
         for name, gradient in gradients.items():
             parameter, state = self.parameters[name], self._state[name]
-            if name in along:
-                self._step_unit_rows(name, gradient, along[name], factor, divisor)
-            else:
-                self._update(name, parameter, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"] + 1,
-                             factor, divisor)
             state["step"] += 1
+            moments = state["exp_avg"], state["exp_avg_sq"]
+            lr = self._lr[name] * factor
+            if name in along:
+                adam_unit_rows(parameter, gradient, along[name], *moments, state["step"], lr, self._betas, divisor)
+            else:
+                adam(parameter, gradient, *moments, state["step"], lr, self._betas, divisor)
             parameter.grad = None
-
-    def _square(self, name: str, gradient: Tensor) -> Tensor:
-        """What this process adds to the square of the global norm."""
-        square: Tensor = torch.linalg.vector_norm(gradient).square()
-        return square if name in self._divided else self._shards.once(square)
-
-    def _step_unit_rows(self, name: str, gradient: Tensor, along: Tensor, factor: float,
-                        divisor: Tensor | None) -> None:
-        """Projection, update and norm of a matrix."""
-        parameter, state = self.parameters[name], self._state[name]
-        step = state["step"] + 1
-        for rows in _row_blocks(parameter):
-            weights, grad = parameter[rows], gradient[rows]
-            grad.addcmul_(weights, along[rows, None], value=-1)
-            self._update(name, weights, grad, state["exp_avg"][rows], state["exp_avg_sq"][rows], step, factor, divisor)
-            weights.div_(torch.linalg.vector_norm(weights, dim=1, keepdim=True).clamp_min_(1e-8))
-
-    def _update(self, name: str, weights: Tensor, gradient: Tensor, mean: Tensor, mean_square: Tensor, step: Tensor,
-                factor: float, divisor: Tensor | None) -> None:
-        """What torch.optim.Adam(fused=True) calls, which takes no rows of a parameter."""
-        torch._fused_adam_([weights], [gradient], [mean], [mean_square], [], [step], lr=self._lr[name] * factor,
-                           beta1=self._betas[0], beta2=self._betas[1], weight_decay=0.0, eps=1e-8, amsgrad=False,
-                           maximize=False, grad_scale=divisor, found_inf=None)
 
     def state(self) -> dict[str, Tensor]:
         """Its state: ``<parameter>.exp_avg`` and so on."""
         return {f"{name}.{key}": value for name, of in self._state.items() for key, value in of.items()}
-
-
-def _row_blocks(parameter: Tensor) -> list[slice]:
-    """Rows of a matrix that are worked on together: all on a GPU, as many as stay in the cache of a CPU."""
-    together = len(parameter) if parameter.is_cuda else max(1, _CACHED // parameter.shape[1])
-    return [slice(start, start + together) for start in range(0, len(parameter), together)]
-
-
-def _along_rows(matrix: Tensor, gradient: Tensor) -> Tensor:
-    """The scalar product of each row of a matrix with its gradient: [rows]."""
-    return torch.cat([torch.linalg.vecdot(gradient[rows], matrix[rows]) for rows in _row_blocks(matrix)])

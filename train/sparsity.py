@@ -50,18 +50,16 @@ class CoefficientController(nn.Module):
         return torch.exp(self.log_coefficient + self.proportional * self.error)
 
     @torch.no_grad()
-    def update(self, l0: Tensor, step: int) -> None:
-        """Take in the L0 of a step. Nothing is read back from the device."""
-        if step >= self.frozen_from:
-            # What the proportional part held at the freeze is noise of one batch.
-            self.error.zero_()
-            return
+    def update(self, l0: Tensor, step: int | Tensor) -> None:
+        """Take in the L0 of a step (0-based; a number, or a scalar on the device). Nothing is read back."""
+        step = torch.as_tensor(step, dtype=torch.float64, device=l0.device)
         log_l0 = torch.log(l0.float().clamp_min(1e-3))
-        if step == 0:
-            self.start_log_l0.copy_(log_l0.clamp_min(math.log(self.target_l0)))
-        left = 1.0 - min(1.0, step / self.ramp_steps)
-        target = math.log(self.target_l0) * (1 - left) + self.start_log_l0 * left
-        self.error.copy_((log_l0 - target).clamp(-1.0, 1.0))
+        start = torch.where(step == 0, log_l0.clamp_min(math.log(self.target_l0)), self.start_log_l0)
+        self.start_log_l0.copy_(start)
+        left = 1 - (step / self.ramp_steps).clamp_max(1)
+        target = math.log(self.target_l0) * (1 - left) + start * left
+        # What the proportional part holds at the freeze is noise of one batch.
+        self.error.copy_(torch.where(step < self.frozen_from, (log_l0 - target).clamp(-1, 1), 0.0))
         self.log_coefficient.add_(self.error, alpha=self.gain)
         self.log_coefficient.clamp_(self.start - _BOUND, self.start + _BOUND)
 
@@ -82,9 +80,9 @@ class FixedCoefficient(nn.Module):
         return self.value * ((self.step + 1) / max(1, self.warmup_steps)).clamp_max(1.0)
 
     @torch.no_grad()
-    def update(self, l0: Tensor, step: int) -> None:
+    def update(self, l0: Tensor, step: int | Tensor) -> None:
         """Count the step."""
-        self.step.fill_(step + 1)
+        self.step.copy_(torch.as_tensor(step) + 1)
 
 
 def level_passed_by(per_row: float, batches: list[Tensor], values: Callable[[Tensor], Tensor],

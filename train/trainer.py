@@ -8,6 +8,7 @@ from torch import Tensor
 
 from train.architectures import SAE
 from train.config import TrainConfig
+from train.graphs import StepGraphs
 from train.optimizer import Adam, lr_factor
 
 _FIGURES = ("mse", "sparsity", "aux", "l0", "variance", "steps")
@@ -27,6 +28,10 @@ class Trainer:
         # bf16 products with fp32 weights and moments on CUDA. Most CPUs multiply bf16 slower than fp32.
         self._autocast = device.type == "cuda" and config.precision == "bfloat16"
         self._sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=device)
+        # On CUDA what changes from step to step is read from the device, so that a recorded step can be replayed.
+        self._scalars = torch.zeros(2, dtype=torch.float64, device=device) if device.type == "cuda" else None
+        recorded = device.type == "cuda" and sae.shards.size == 1
+        self._graphs = StepGraphs(self._step_on_device) if recorded else None
 
     def step(self, x: Tensor, variance: Tensor, step: int) -> None:
         """One step on a scaled batch ``[batch, d_in]``.
@@ -35,11 +40,30 @@ class Trainer:
             variance: mean variance of the batch per dimension, a scalar (all SAEs of a set share it).
             step: 0-based.
         """
+        kind = self.sae.prepare(step)
+        factor = self._lr_factor(step)
+        if self._scalars is None:
+            self._step(x, variance, step, step, factor)
+            return
+        self._scalars[0].fill_(step)
+        self._scalars[1].fill_(factor)
+        if self._graphs is None or step == 0:
+            self._step(x, variance, step, self._scalars[0], self._scalars[1].float())
+        else:
+            self._graphs.run(x, variance, kind)
+
+    def _step_on_device(self, x: Tensor, variance: Tensor) -> None:
+        """Any step but the first, which sets what starts from the first batch."""
+        assert self._scalars is not None
+        self._step(x, variance, 1, self._scalars[0], self._scalars[1].float())
+
+    def _step(self, x: Tensor, variance: Tensor, step: int, number: int | Tensor, factor: float | Tensor) -> None:
+        """``number`` is the step and ``factor`` the share of the peak rate, as they are on the device."""
         with torch.autocast("cuda", dtype=torch.bfloat16) if self._autocast else nullcontext():
             loss = self.sae.loss(x, step)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        self.adam.step(self._lr_factor(step), self.config.grad_clip)
-        self.sae.after_step(loss, len(x), step)
+        self.adam.step(factor, self.config.grad_clip)
+        self.sae.after_step(loss, len(x), number)
         one = torch.ones((), device=x.device)
         self._sums += torch.stack([part.detach().float() for part in
                                    (loss.mse, loss.sparsity, loss.aux, loss.l0, variance, one)])

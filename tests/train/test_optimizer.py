@@ -56,7 +56,7 @@ def test_a_transposed_parameter_is_updated_like_a_plain_one():
 
 @pytest.mark.parametrize("max_norm", [None, 0.5, 1e9])
 def test_unit_rows_and_clipping_are_those_of_separate_passes(max_norm, monkeypatch):
-    monkeypatch.setattr("train.optimizer._CACHED", 3 * 7)  # three rows at a time, of ten
+    monkeypatch.setattr("train.kernels.rows._CACHED", 3 * 7)  # three rows at a time, of ten
     generator = torch.Generator().manual_seed(0)
     start = nn.functional.normalize(torch.randn(10, 7, generator=generator), dim=1)
     gradients = [(torch.randn(10, 7, generator=generator), torch.randn(4, generator=generator)) for _ in range(3)]

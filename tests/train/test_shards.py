@@ -115,6 +115,7 @@ def losses(shards):
         for dense in (False, True) if hasattr(sae, "sparse_on_cpu") else (False,):
             sae.sparse_on_cpu = not dense
             sae.zero_grad()
+            sae.prepare(16)
             loss = sae.loss(x, 16)
             loss.total.backward()
             whole = {key: shards.whole(parameter.grad, sae.per_latent.get(key))

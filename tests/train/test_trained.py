@@ -46,7 +46,8 @@ def trained(tmp_path_factory):
 def expected_gradients(sae, statistics, raw):
     """Plain autograd of the training loss, without the part along the decoder's rows; nothing counts as silent."""
     sae.tokens_since_fired.zero_()
-    sae.loss(statistics.apply(raw), 128).total.backward()  # a step at which AuxK looks anew at what is silent
+    sae.prepare(128)  # a step at which AuxK looks anew at what is silent
+    sae.loss(statistics.apply(raw), 128).total.backward()
     found = {("threshold" if name == "theta" else name): parameter.grad.clone()
              for name, parameter in sae.named_parameters()}
     W_dec = sae.W_dec.detach()

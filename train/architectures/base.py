@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shared.recipe import Table
+from train.kernels.products import product
 from train.shards import ALONE, Shards
 
 
@@ -149,7 +150,7 @@ class SAE(nn.Module, ABC):
 
     def pre_acts(self, x: Tensor) -> Tensor:
         """Encoder output before the activation function: ``[batch, d_in] -> [batch, width]``."""
-        return torch.addmm(self.b_enc, x, self.W_enc)
+        return product(x, self.W_enc, self.b_enc)
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
@@ -157,19 +158,31 @@ class SAE(nn.Module, ABC):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Reconstruction ``[batch, d_in]`` of latents ``[batch, width]``."""
-        return self.shards.sum(torch.addmm(self.shards.once(self.b_dec), latents, self.W_dec))
+        return self.shards.sum(product(latents, self.W_dec, self.shards.once(self.b_dec)))
 
     def forward(self, x: Tensor) -> Tensor:
         """``decode(encode(x))``, as it is used after training."""
         return self.decode(self.encode(x))
 
+    def prepare(self, step: int) -> int:
+        """What is decided on the host before a step (0-based), which may wait for the device.
+
+        Returns:
+            Steps with the same number do the same operations on tensors of the same sizes, but for the first.
+        """
+        return 0
+
     @abstractmethod
     def loss(self, x: Tensor, step: int) -> Loss:
-        """The training loss of a batch ``[batch, d_in]`` at a step (0-based)."""
+        """The training loss of a batch ``[batch, d_in]`` at a step (0-based). Nothing waits for the device."""
 
     @torch.no_grad()
-    def after_step(self, loss: Loss, batch_size: int, step: int) -> None:
-        """Book-keeping after the optimiser's step, which keeps `unit_rows`: the count of silent tokens."""
+    def after_step(self, loss: Loss, batch_size: int, step: int | Tensor) -> None:
+        """Book-keeping after the optimiser's step, which keeps `unit_rows`: the count of silent tokens.
+
+        Args:
+            step: 0-based; on CUDA also as a scalar on the device.
+        """
         self.tokens_since_fired.add_(batch_size)
         self.tokens_since_fired.masked_fill_(loss.fired, 0)
 

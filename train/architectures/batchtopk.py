@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from train.architectures.base import Loss, RunLength
+from train.architectures.selection import largest
 from train.architectures.topk import TopKConfig, TopKSAE
 from train.shards import ALONE, Shards
 from train.sparsity import level_passed_by
@@ -86,7 +87,7 @@ class BatchTopKSAE(TopKSAE):
         return chosen[among[0][0]], among[1][0].float()
 
     @torch.no_grad()
-    def after_step(self, loss: Loss, batch_size: int, step: int) -> None:
+    def after_step(self, loss: Loss, batch_size: int, step: int | Tensor) -> None:
         super().after_step(loss, batch_size, step)
         assert self._batch_threshold is not None
         self.threshold_sum.mul_(_DECAY).add_(self._batch_threshold, alpha=1 - _DECAY)
@@ -100,20 +101,3 @@ class BatchTopKSAE(TopKSAE):
     def _positive(self, x: Tensor) -> Tensor:
         pre_acts = self.pre_acts(x)
         return pre_acts[pre_acts > 0]
-
-
-def largest(values: Tensor, wanted: int) -> Tensor:
-    """Indices of the ``wanted`` largest of ``values`` [n], ascending: int64 [wanted]. No wait for a GPU.
-
-    They all lie in the ``wanted`` groups with the largest maxima. So one pass takes the maxima of n / g groups,
-    and the top-k's run over these and over g * wanted candidates; g is a power of two near sqrt(n / wanted), where
-    both are smallest. Equal values at the edge may be chosen otherwise than torch.topk does.
-    """
-    size = 1
-    while len(values) % (2 * size) == 0 and (2 * size) ** 2 * wanted <= len(values):
-        size *= 2
-    grouped = values.view(size, -1)  # neighbours in different groups: the maxima are taken along memory
-    groups = torch.topk(grouped.amax(0), wanted, sorted=False).indices
-    best = torch.topk(grouped[:, groups].flatten(), wanted, sorted=False).indices
-    member = torch.div(best, wanted, rounding_mode="floor")
-    return (member * grouped.shape[1] + groups[best - member * wanted]).sort().values

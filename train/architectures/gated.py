@@ -64,7 +64,6 @@ class GatedSAE(StandardSAE):
         aux = self.reconstruction_error(x, self.shards.sum(frozen))
         active = latents.detach() > 0
         l0 = self.shards.sum(active.sum()) / len(x)
-        self.controller.update(l0, step)
         return Loss(total=error + penalty + aux, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
                     aux=aux.detach(), l0=l0, fired=active.any(0))
 

@@ -28,14 +28,16 @@ lets L0 rise to 41, and leaves more to the shift.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from train.architectures.activations import jump
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import decode_active
+from train.kernels.latents import Jump
 from train.shards import ALONE, Shards
 from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by
 
@@ -73,41 +75,6 @@ class JumpReLUConfig(SAEConfig):
         return f"l0-{self.l0:g}" if self.sparsity_coefficient is None else f"c{self.sparsity_coefficient:g}"
 
 
-class _Jump(torch.autograd.Function):
-    """z * H(z - threshold) with the straight-through gradients of the module's docstring."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, through_z: bool) -> Tensor:
-        ctx.save_for_backward(z, threshold)
-        ctx.bandwidth, ctx.through_z = bandwidth, through_z
-        return z * (z > threshold)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (grad,) = grads
-        z, threshold = ctx.saved_tensors
-        through = grad * (((z - threshold).abs() < ctx.bandwidth / 2) * (threshold / ctx.bandwidth))
-        passed = grad * (z > threshold)
-        return passed + through if ctx.through_z else passed, -through.sum(0), None, None
-
-
-class _Step(torch.autograd.Function):
-    """H(z - threshold) as numbers, with the straight-through gradient to the threshold."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(z, threshold)
-        ctx.bandwidth = bandwidth
-        return (z > threshold).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
-        (grad,) = grads
-        z, threshold = ctx.saved_tensors
-        near = (z - threshold).abs() < ctx.bandwidth / 2
-        return None, -(grad * near).sum(0) / ctx.bandwidth, None
-
-
 class JumpReLUSAE(SAE):
     """See the module's docstring."""
 
@@ -118,7 +85,8 @@ class JumpReLUSAE(SAE):
     def __init__(self, config: JumpReLUConfig, d_in: int, length: RunLength, shards: Shards = ALONE) -> None:
         super().__init__(config, d_in, length, shards)
         self.config: JumpReLUConfig = config
-        self.bandwidth = config.bandwidth or _BANDWIDTH[config.loss]
+        self.jump = Jump(bandwidth=config.bandwidth or _BANDWIDTH[config.loss],
+                         tanh_scale=config.tanh_scale if config.loss == "tanh" else None)
         self.pre_act_coefficient = (_PRE_ACT[config.loss] if config.pre_act_coefficient is None
                                     else config.pre_act_coefficient)
         threshold = torch.full((self.width,), config.threshold_init or 0.0)
@@ -167,40 +135,32 @@ class JumpReLUSAE(SAE):
 
     def loss(self, x: Tensor, step: int) -> Loss:
         config = self.config
-        pre_acts = self.pre_acts(x).float()
+        pre_acts = self.pre_acts(x)
         if step == 0 and config.threshold_init is None and "threshold" not in self.given:
             self._start_thresholds(pre_acts)
-        threshold = self.threshold
-        latents: Tensor = _Jump.apply(  # type: ignore[no-untyped-call]
-            pre_acts, threshold, self.bandwidth, config.loss == "tanh")
-        error = self.reconstruction_error(x, self.shards.sum(decode_active(latents, self.W_dec)) + self.b_dec)
-        penalty = self.controller.coefficient() * self._penalty(pre_acts, threshold, latents) / len(x)
-        total, aux = error + penalty, error.new_zeros(())
+        silent = None
         if self.pre_act_coefficient > 0:
-            silent = (self.tokens_since_fired >= self.length.dead_window).to(pre_acts.dtype)
-            pull = self.shards.sum((torch.relu(threshold - pre_acts) @ silent).sum())
-            pull = pull / len(x) * self.pre_act_coefficient
-            total, aux = total + pull, pull.detach()
-        active = latents.detach() > 0
-        l0 = self.shards.sum(active.sum()) / len(x)
-        self.controller.update(l0, step)
-        return Loss(total=total, mse=error.detach() / self.d_in, sparsity=penalty.detach(), aux=aux, l0=l0,
-                    fired=active.any(0))
+            silent = (self.tokens_since_fired >= self.length.dead_window).to(self.theta.dtype)
+        latents, tanh, pull, counts, row_l0 = jump(pre_acts, self.threshold, silent, self.jump)
+        error = self.reconstruction_error(x, self.shards.sum(decode_active(latents, self.W_dec)) + self.b_dec)
+        penalty = self.controller.coefficient() * self._penalty(tanh, row_l0) / len(x)
+        pull = self.pre_act_coefficient * self.shards.sum(pull) / len(x)
+        return Loss(total=error + penalty + pull, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
+                    aux=pull.detach(), l0=self.shards.sum(counts.sum()) / len(x), fired=counts > 0)
 
-    def _penalty(self, pre_acts: Tensor, threshold: Tensor, latents: Tensor) -> Tensor:
-        """What the coefficient multiplies, summed over the batch."""
-        if self.config.loss == "tanh":
-            return self.shards.sum(torch.tanh(self.config.tanh_scale * latents).sum())
-        active: Tensor = _Step.apply(pre_acts, threshold, self.bandwidth)  # type: ignore[no-untyped-call]
+    def _penalty(self, tanh: Tensor, row_l0: Tensor | None) -> Tensor:
+        """What the coefficient multiplies, summed over the batch: from the sum of the tanh, or each row's L0."""
+        if row_l0 is None:
+            return self.shards.sum(tanh)
+        l0 = self.shards.sum(row_l0)
         if self.config.loss == "step":
-            return self.shards.sum(active.sum())
-        return (self.shards.sum(active.sum(1)) - self.config.l0).square().sum() * (2 / self.config.l0)
+            return l0.sum()
+        return (l0 - self.config.l0).square().sum() * (2 / self.config.l0)
 
     @torch.no_grad()
-    def after_step(self, loss: Loss, batch_size: int, step: int) -> None:
+    def after_step(self, loss: Loss, batch_size: int, step: int | Tensor) -> None:
         super().after_step(loss, batch_size, step)
-        if self.config.loss != "step":
-            self.theta.clamp_(min=0.0)
+        self.controller.update(loss.l0, step)
 
     @torch.no_grad()
     def calibrate(self, batches: list[Tensor]) -> None:

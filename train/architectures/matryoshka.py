@@ -70,7 +70,7 @@ class MatryoshkaSAE(BatchTopKSAE):
             residual = residual - self.shards.sum(part)
             prefix_errors.append(residual.square().sum() / len(x))
         error = torch.stack(prefix_errors).mean()
-        aux = self.aux_loss(x, x - residual, step)
+        aux = self.aux_loss(x, x - residual)
         total = error if aux is None else error + aux
         return Loss(total=total, mse=prefix_errors[-1].detach() / self.d_in, sparsity=error.new_zeros(()),
                     aux=error.new_zeros(()) if aux is None else aux.detach(), l0=l0, fired=fired)
@@ -96,7 +96,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         pre_acts = self.pre_acts(x)
         with torch.no_grad():
             mask = torch.zeros_like(pre_acts, dtype=torch.bool)
-            mask.view(-1)[self.choose(pre_acts)] = True
+            mask.view(-1).index_fill_(0, self.choose(pre_acts), True)
             mask &= pre_acts > 0
         latents = torch.split(pre_acts * mask, self.group_sizes, dim=1)
         parts = [group @ W_dec for group, W_dec in zip(latents, torch.split(self.W_dec, self.group_sizes), strict=True)]

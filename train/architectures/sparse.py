@@ -3,7 +3,8 @@
 With k of d_sae latents active, decoding costs k/d_sae of the dense product, and so do the gradients of both
 weight matrices. All four products are ``embedding_bag`` sums: over the latents of a row (decode), and, after
 the selected pairs are sorted by latent (CSC), over the rows of a latent (the weights' gradients). Sums run in
-a fixed order, so a step gives the same bits every time. Dense autograd is the reference in tests.
+a fixed order, so a step gives the same bits every time. Dense autograd is the reference in tests. Under autocast
+operands are in its precision and sums in float32, as in dense products.
 
 TopK kinds select a known number of pairs. Where an activation function decides (`active_pairs`), few latents
 are active too once an SAE is sparse: a ReLU's gradient stops at the others (`gather_pre_acts`), while one that
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+
+from train.kernels.bags import bag_sum, pair_products
+from train.kernels.products import product
 
 _SPARSE_SHARE = 1 / 16
 """Share of active latents up to which sparse sums are taken on a CPU. They cost as much as dense ones at about a
@@ -83,15 +86,22 @@ def active_pairs(latents: Tensor) -> Tensor | None:
     return torch.from_numpy(flat) if len(flat) <= _SPARSE_SHARE * latents.numel() else None
 
 
+def _operand(matrix: Tensor, selection: Selection) -> Tensor:
+    """What sums take rows from: in the precision of autocast, where copying all rows costs less than it saves."""
+    kind = matrix.device.type
+    if torch.is_autocast_enabled(kind) and len(selection.flat) > 2 * len(matrix):
+        return matrix.to(torch.get_autocast_dtype(kind))
+    return matrix
+
+
 def _sum_by_latent(dense: Tensor, values: Tensor, selection: Selection) -> Tensor:
     """``sum over pairs of values * dense[row]`` for each latent: [batch, d], [n] -> [d_sae, d]."""
-    return embedding_bag(selection.rows_by_latent, dense, selection.latent_offsets, mode="sum",
-                         per_sample_weights=values[selection.by_latent])
+    return bag_sum(dense, selection.rows_by_latent, selection.latent_offsets, values[selection.by_latent])
 
 
 def _decode(values: Tensor, W_dec: Tensor, selection: Selection) -> Tensor:
     """``sum over pairs of values * W_dec[latent]`` for each row: [n], [d_sae, d] -> [batch, d]."""
-    return embedding_bag(selection.latents, W_dec, selection.row_offsets, mode="sum", per_sample_weights=values)
+    return bag_sum(W_dec, selection.latents, selection.row_offsets, values)
 
 
 class _GatherPreActs(torch.autograd.Function):
@@ -100,7 +110,7 @@ class _GatherPreActs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, pre_acts: Tensor,
                 selection: Selection) -> Tensor:
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(_operand(x, selection))
         ctx.selection = selection
         return pre_acts.flatten().index_select(0, selection.flat).to(W_enc.dtype)  # bf16 under autocast
 
@@ -118,19 +128,19 @@ class _DecodePairs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, selection: Selection) -> Tensor:
+        W_dec = _operand(W_dec, selection)
         ctx.save_for_backward(values, W_dec)
         ctx.selection = selection
         return _decode(values, W_dec, selection)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        grad = grads[0].contiguous()
         values, W_dec = ctx.saved_tensors
+        grad = grads[0].to(W_dec.dtype).contiguous()
         selection: Selection = ctx.selection
         # <grad[row], W_dec[latent]> for each pair, without gathering either. By latent, because the rows of
         # grad stay in the processor's cache and those of W_dec do not.
-        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            grad, W_dec, selection.latents_by_latent, selection.row_offsets, selection.rows_by_latent, 0)
+        products = pair_products(W_dec, selection.latents_by_latent, grad, selection.rows_by_latent)
         grad_values = torch.empty_like(values).index_copy_(0, selection.by_latent, products)
         return grad_values, _sum_by_latent(grad, values, selection) if ctx.needs_input_grad[1] else None, None
 
@@ -172,7 +182,7 @@ def decode_active(latents: Tensor, W_dec: Tensor) -> Tensor:
     """
     flat = active_pairs(latents)
     if flat is None:
-        return latents @ W_dec
+        return product(latents, W_dec)
     decoded: Tensor = _DecodeActive.apply(  # type: ignore[no-untyped-call]
         latents, W_dec, select_pairs(flat, len(latents), latents.shape[1]))
     return decoded

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from train.architectures.activations import rectify
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import active_pairs, decode_pairs, gather_pre_acts, select_pairs
 from train.shards import ALONE, Shards
@@ -67,22 +68,24 @@ class StandardSAE(SAE):
         pre_acts = self.pre_acts(x)
         flat = active_pairs(pre_acts)
         if flat is None:
-            latents = pre_acts.relu()
+            latents, total, counts = rectify(pre_acts)
             x_hat = self.decode(latents)
-            active = latents.detach() > 0
-            l0, fired = active.sum() / len(x), active.any(0)
+            l0, fired = counts.sum() / len(x), counts > 0
         else:
             # The gradient of ReLU stops at the other latents, so nothing else is decoded or differentiated.
             selection = select_pairs(flat, len(x), self.width)
             latents = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts.detach(), selection)
             x_hat = self.shards.sum(decode_pairs(latents, self.W_dec, selection)) + self.b_dec
-            l0, fired = torch.tensor(len(flat) / len(x)), selection.counts > 0
+            total, l0, fired = latents.sum(), torch.tensor(len(flat) / len(x)), selection.counts > 0
         error = self.reconstruction_error(x, x_hat)
-        penalty = self.controller.coefficient() * self.shards.sum(latents.sum()) / len(x)
-        l0 = self.shards.sum(l0)
-        self.controller.update(l0, step)
+        penalty = self.controller.coefficient() * self.shards.sum(total) / len(x)
         return Loss(total=error + penalty, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
-                    aux=error.new_zeros(()), l0=l0, fired=fired)
+                    aux=error.new_zeros(()), l0=self.shards.sum(l0), fired=fired)
+
+    @torch.no_grad()
+    def after_step(self, loss: Loss, batch_size: int, step: int | Tensor) -> None:
+        super().after_step(loss, batch_size, step)
+        self.controller.update(loss.l0, step)
 
     @torch.no_grad()
     def calibrate(self, batches: list[Tensor]) -> None:

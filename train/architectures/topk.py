@@ -14,15 +14,16 @@ from pydantic import Field
 from torch import Tensor
 
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
+from train.architectures.selection import largest_of_rows
 from train.architectures.sparse import decode_pairs, gather_pre_acts, select_pairs
 from train.shards import ALONE, Shards
 
 _REFRESH_STEPS = 16
 """Every how many steps the list of silent latents is made anew. On a GPU that is a wait for the device."""
 
-_SPARSE_SHARE_ON_CUDA = 1 / 160
+_SPARSE_SHARE_ON_CUDA = 1 / 200
 """Share of active latents up to which sparse sums are taken on a GPU, where gathered rows come at the speed of its
-memory and dense products at that of its tensor cores: 0.0062 by the data sheet of an H100; not measured yet."""
+memory and dense products at that of its tensor cores."""
 
 
 class TopKConfig(SAEConfig):
@@ -59,7 +60,9 @@ class TopKSAE(SAE):
         self.sparse_on_cpu = True  # tests turn it off to compare with dense autograd
         self.register_buffer("silent", torch.zeros(self.width, dtype=torch.bool))
         self._silent_list: Tensor | None = None
-        self._num_silent = 0  # of all processes
+        self._silent_weight: Tensor | None = None
+        self._num_silent = 0  # of all processes, rounded up on CUDA
+        self._silent_buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def encode(self, x: Tensor) -> Tensor:
         pre_acts = self.pre_acts(x)
@@ -70,7 +73,7 @@ class TopKSAE(SAE):
 
     def choose(self, pre_acts: Tensor) -> Tensor:
         """The pairs that a training batch keeps: row * width + latent, int64 [n], sorted by row."""
-        values, latents = torch.topk(pre_acts, min(self.k, self.width), dim=1, sorted=False)
+        values, latents = largest_of_rows(pre_acts, min(self.k, self.width))
         rows = torch.arange(len(pre_acts), device=pre_acts.device)
         pairs = latents + rows[:, None] * self.width
         among = self.shards.among_largest(values, self.k)
@@ -82,7 +85,7 @@ class TopKSAE(SAE):
         else:
             x_hat, l0, fired = self._reconstruct_dense(x)
         error = self.reconstruction_error(x, x_hat)
-        aux = self.aux_loss(x, x_hat, step)
+        aux = self.aux_loss(x, x_hat)
         total = error if aux is None else error + aux
         return Loss(total=total, mse=error.detach() / self.d_in, sparsity=error.new_zeros(()),
                     aux=error.new_zeros(()) if aux is None else aux.detach(), l0=l0, fired=fired)
@@ -104,26 +107,50 @@ class TopKSAE(SAE):
         pre_acts = self.pre_acts(x)
         with torch.no_grad():
             mask = torch.zeros_like(pre_acts, dtype=torch.bool)
-            mask.view(-1)[self.choose(pre_acts)] = True
+            mask.view(-1).index_fill_(0, self.choose(pre_acts), True)
             mask &= pre_acts > 0
         x_hat = self.decode(pre_acts * mask)
         return x_hat, self.shards.sum(mask.sum()) / len(x), mask.any(0)
 
-    def aux_loss(self, x: Tensor, x_hat: Tensor, step: int) -> Tensor | None:
-        """AuxK, or None while no latent is silent. Only the silent columns are computed."""
+    @torch.no_grad()
+    def prepare(self, step: int) -> int:
+        """List the silent latents, anew every 16 steps.
+
+        On CUDA the list is filled up to a power of two, with latents of no weight, so that few sizes occur.
+        """
         if self.config.aux_coefficient == 0:
-            return None
+            return 0
         if step % _REFRESH_STEPS == 0:
             self.silent.copy_(self.tokens_since_fired >= self.dead_after)
             self._silent_list = None
         if self._silent_list is None:
-            self._silent_list = self.silent.nonzero().squeeze(1)
-            self._num_silent = self.shards.total(len(self._silent_list))
+            found = self.silent.nonzero().squeeze(1)
+            self._num_silent = self.shards.total(len(found))
+            self._silent_list, self._silent_weight = found, None
+            if found.is_cuda and self._num_silent:
+                self._num_silent = 1 << (self._num_silent - 1).bit_length()
+                self._silent_list, self._silent_weight = self._filled_up(found)
+        return self._num_silent
+
+    def _filled_up(self, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents ``found`` [n] and more up to a power of two, and weights: 1, and 0 for those; in the same memory for
+        each size, where a recorded step reads them."""
+        size = 1 << max(0, len(found) - 1).bit_length()
+        latents, weights = self._silent_buffers.setdefault(size, (found.new_zeros(size), self.b_enc.new_zeros(size)))
+        latents[: len(found)] = found
+        weights.zero_()
+        weights[: len(found)] = 1
+        return latents, weights
+
+    def aux_loss(self, x: Tensor, x_hat: Tensor) -> Tensor | None:
+        """AuxK, or None while no latent is silent (`prepare`). Only the silent columns are computed."""
         silent = self._silent_list
-        if self._num_silent == 0:
+        if silent is None or self._num_silent == 0:
             return None
         residual = (x - x_hat).detach()
         latents = torch.relu(torch.addmm(self.b_enc[silent], x, self.W_enc.t().index_select(0, silent).t()))
+        if self._silent_weight is not None:
+            latents = latents * self._silent_weight.to(latents.dtype)
         if self._num_silent > self.k_aux:
             values, columns = torch.topk(latents, min(self.k_aux, len(silent)), dim=1, sorted=False)
             among = self.shards.among_largest(values, self.k_aux)

@@ -39,7 +39,7 @@ def rectangle(z, threshold, eps):
 
 
 def jumprelu(p, x, sae):
-    z, threshold, eps = x @ p["W_enc"] + p["b_enc"], p["theta"], sae.bandwidth
+    z, threshold, eps = x @ p["W_enc"] + p["b_enc"], p["theta"], sae.jump.bandwidth
     # The gate alone is differentiated through the rectangle, and there z counts as what the threshold is.
     gate = rectangle(z, threshold, eps)
     latents = z * (z > threshold) + threshold.detach() * (gate - gate.detach())
@@ -57,13 +57,13 @@ def jumprelu_to_threshold(z, threshold, eps):
 
 def jumprelu_step(p, x, sae):
     z, threshold = x @ p["W_enc"] + p["b_enc"], p["theta"].exp()
-    latents, gate = jumprelu_to_threshold(z, threshold, sae.bandwidth)
+    latents, gate = jumprelu_to_threshold(z, threshold, sae.jump.bandwidth)
     return squared(x - latents @ p["W_dec"] - p["b_dec"]) + 0.7 * gate.sum(1).mean(), latents
 
 
 def jumprelu_target_l0(p, x, sae):
     z, threshold = x @ p["W_enc"] + p["b_enc"], p["theta"]
-    latents, gate = jumprelu_to_threshold(z, threshold, sae.bandwidth)
+    latents, gate = jumprelu_to_threshold(z, threshold, sae.jump.bandwidth)
     pull = torch.relu(threshold - z)[:, SILENT].sum(1).mean()
     penalty = (2 / 5 * (gate.sum(1) - 5).square()).mean()
     return squared(x - latents @ p["W_dec"] - p["b_dec"]) + 0.7 * penalty + sae.pre_act_coefficient * pull, latents

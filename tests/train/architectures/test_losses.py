@@ -5,9 +5,10 @@ import torch
 
 from tests.train.architectures.references import BATCH, CASES, D_IN, D_SAE, SILENT
 from train.architectures import ARCHITECTURES
+from train.architectures.activations import jump
 from train.architectures.base import RunLength
-from train.architectures.jumprelu import _Jump
 from train.architectures.topk import TopKSAE
+from train.kernels.latents import Jump
 
 
 def build(name, num_steps=100, **fields):
@@ -34,7 +35,7 @@ def test_the_loss_and_every_gradient_are_those_of_the_float64_reference(case):
     exact = {key: value.detach().double().requires_grad_() for key, value in sae.named_parameters()}
     expected, latents = reference(exact, x.double(), sae)
     expected.backward()
-    # AuxK asks which latents are silent at steps 0, 16, ...; the controllers start from the first batch at step 0.
+    sae.prepare(16)  # AuxK asks which latents are silent at steps 0, 16, ...
     loss = sae.loss(x, 16)
     loss.total.backward()
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -50,9 +51,9 @@ def test_the_jump_has_the_gradients_of_the_docstring():
     threshold = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5], requires_grad=True)
     z = torch.tensor([[-0.6, -0.4, 0.4, 0.6, 1.6]], requires_grad=True)  # outside, inside below, inside above, outside
     inside = 0.5 / 2.0
-    for through_z, expected in ((True, [0, inside, inside, 1 + inside, 1]), (False, [0, 0, 0, 1, 1])):
+    for scale, expected in ((4.0, [0, inside, inside, 1 + inside, 1]), (None, [0, 0, 0, 1, 1])):
         z.grad = threshold.grad = None
-        latents = _Jump.apply(z, threshold, 2.0, through_z)
+        latents, *_ = jump(z, threshold, None, Jump(bandwidth=2.0, tanh_scale=scale))
         assert latents.tolist() == [[0, 0, 0, pytest.approx(0.6), pytest.approx(1.6)]]
         latents.sum().backward()
         assert z.grad.tolist() == [expected]
@@ -66,8 +67,10 @@ def test_auxk_takes_a_latent_after_a_tenth_of_the_run_or_ten_million_tokens(name
     assert isinstance(sae, TopKSAE)
     assert sae.dead_after == tokens
     sae.tokens_since_fired[:4] = tokens - 1
+    assert sae.prepare(0) == 0
     assert sae.loss(x, 0).aux == 0
     sae.tokens_since_fired[:4] = tokens
+    assert sae.prepare(0) == 4
     assert sae.loss(x, 0).aux > 0
 
 

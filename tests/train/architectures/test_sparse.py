@@ -15,6 +15,7 @@ def gradients(name, sparse, x, dead):
         sae.b_enc.copy_(torch.linspace(-0.2, 0.2, 96))
         sae.b_dec.copy_(torch.linspace(-0.1, 0.1, 24))
         sae.tokens_since_fired[:dead] = 10**9
+    sae.prepare(0)
     loss = sae.loss(x, 0)
     loss.total.backward()
     return loss, {key: value.grad for key, value in sae.named_parameters()}

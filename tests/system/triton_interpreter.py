@@ -1,0 +1,75 @@
+"""Triton's kernels against torch's operations, run by Triton's interpreter on a CPU: for `test_triton`.
+
+Run by an interpreter that has triton and torch, with TRITON_INTERPRET=1 and this project on PYTHONPATH. Says how many
+comparisons held.
+"""
+
+import torch
+from torch.testing import assert_close
+
+from train.kernels import bags, latents, rows, triton_bags, triton_latents, triton_rows
+from train.kernels.latents import Jump
+
+generator = torch.Generator().manual_seed(0)
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator)
+
+
+def compare_bags() -> int:
+    counts = torch.tensor([0, 5, 1, 0, 150, 0, 64])  # empty ones, some with a rest, some without
+    offsets, pairs = counts.cumsum(0) - counts, int(counts.sum())
+    for d in (40, 300, 1030):
+        left, right, values = normal(13, d), normal(9, d), normal(pairs)
+        a, b = (torch.randint(size, (pairs,), generator=generator) for size in (13, 9))
+        assert_close(triton_bags.bag_sum(left, a, offsets, values), bags.bag_sum(left, a, offsets, values),
+                     rtol=1e-4, atol=1e-4)
+        assert_close(triton_bags.pair_products(left, a, right, b), bags.pair_products(left, a, right, b),
+                     rtol=1e-4, atol=1e-4)
+    return 6
+
+
+def compare_rows() -> int:
+    done = 0
+    for d in (40, 300):
+        weights, gradient = torch.nn.functional.normalize(normal(11, d), dim=1), normal(11, d)
+        along, squares = triton_rows.row_products(weights, gradient)
+        expected, square = rows.row_products(weights, gradient)
+        assert_close(along, expected)
+        assert_close(squares.sum(), square)
+        for step, divisor, unit in ((1.0, 1.0, True), (7.0, 2.5, True), (1.0, 2.5, False), (7.0, 1.0, False)):
+            parts = [weights, gradient, 0.1 * normal(11, d), normal(11, d).square()]
+            ours, theirs = ([part.clone() for part in parts] for _ in range(2))
+            shared = torch.tensor(step), torch.tensor(1e-2), (0.9, 0.999), torch.tensor(divisor)
+            triton_rows.adam(*ours[:2], along if unit else None, *ours[2:], *shared)
+            if unit:
+                rows.adam_unit_rows(*theirs[:2], expected, *theirs[2:], *shared)
+            else:
+                rows.adam(*theirs, *shared)
+            for at in (0, 2, 3):
+                assert_close(ours[at], theirs[at], rtol=1e-5, atol=5e-6)
+            done += 1
+    return done
+
+
+def compare_latents() -> int:
+    done = 0
+    for batch, width in ((300, 130), (20, 40)):
+        z, grad, grad_l0, total = normal(batch, width), normal(batch, width), normal(batch), torch.tensor(0.3)
+        found = [*triton_latents.relu_forward(z), triton_latents.relu_backward(z.relu(), grad, total)]
+        expected = [*latents.relu_forward(z), latents.relu_backward(z.relu(), grad, total)]
+        threshold, silent = (torch.rand(width, generator=generator) for _ in range(2))
+        for jump, of_l0 in ((Jump(0.8, 4.0), None), (Jump(0.8, None), grad_l0), (Jump(0.8, None), None)):
+            for pulled in (None, (silent < 0.3).float()):
+                forward = (z, threshold, pulled, jump)
+                backward = (*forward, grad, total, torch.tensor(0.7), of_l0)
+                found += [*triton_latents.jump_forward(*forward), *triton_latents.jump_backward(*backward)]
+                expected += [*latents.jump_forward(*forward), *latents.jump_backward(*backward)]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-4)
+            done += 1
+    return done
+
+
+print(f"{compare_bags() + compare_rows() + compare_latents()} comparisons hold")

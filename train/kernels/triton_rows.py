@@ -1,0 +1,73 @@
+"""`train.kernels.rows` for CUDA: a program a row, which is read once and written once."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from train.kernels.rows import EPS
+
+
+@triton.jit
+def _row_products(matrix, gradient, along, squares, d, COLUMNS: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.arange(0, COLUMNS)
+    at = row.to(tl.int64) * d + columns
+    w = tl.load(matrix + at, mask=columns < d, other=0.0)
+    g = tl.load(gradient + at, mask=columns < d, other=0.0)
+    tl.store(along + row, tl.sum(w * g, 0))
+    tl.store(squares + row, tl.sum(g * g, 0))
+
+
+@triton.jit
+def _adam(weights, gradient, along, means, mean_squares, step, divisor, lr, beta1, beta2, log_beta1, log_beta2, eps, d,
+          COLUMNS: tl.constexpr, UNIT: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.arange(0, COLUMNS)
+    inside = columns < d
+    at = row.to(tl.int64) * d + columns
+    w = tl.load(weights + at, mask=inside, other=0.0)
+    g = tl.load(gradient + at, mask=inside, other=0.0)
+    m = tl.load(means + at, mask=inside, other=0.0)
+    v = tl.load(mean_squares + at, mask=inside, other=0.0)
+    if UNIT:
+        g -= tl.load(along + row) * w
+    g /= tl.load(divisor)
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    # In float64: 1 - beta2 is a thousandth of what it is the difference of.
+    steps = tl.load(step).to(tl.float64)
+    correction1 = (1 - tl.exp(steps * log_beta1)).to(tl.float32)
+    correction2 = (1 - tl.exp(steps * log_beta2)).to(tl.float32)
+    w -= tl.load(lr) / correction1 * m / (tl.sqrt(v / correction2) + eps)
+    if UNIT:
+        w /= tl.maximum(tl.sqrt(tl.sum(w * w, 0)), 1e-8)
+    tl.store(weights + at, w, mask=inside)
+    tl.store(means + at, m, mask=inside)
+    tl.store(mean_squares + at, v, mask=inside)
+
+
+def row_products(matrix: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Scalar products of rows and gradients, and squares of the gradients: ``[rows]`` each."""
+    rows, d = matrix.shape
+    along, squares = torch.empty(2, rows, dtype=torch.float32, device=matrix.device)
+    columns = triton.next_power_of_2(d)
+    _row_products[rows,](matrix, gradient.contiguous(), along, squares, d, COLUMNS=columns, num_warps=_warps(columns))
+    return along, squares
+
+
+def adam(weights: Tensor, gradient: Tensor, along: Tensor | None, mean: Tensor, mean_square: Tensor, step: Tensor,
+         lr: Tensor, betas: tuple[float, float], divisor: Tensor) -> None:
+    """See `train.kernels.rows`: with ``along`` as `adam_unit_rows`, else as `adam`."""
+    rows, d = weights.shape
+    columns = triton.next_power_of_2(d)
+    _adam[rows,](weights, gradient.contiguous(), along, mean, mean_square, step, divisor, lr, *betas,
+                 math.log(betas[0]), math.log(betas[1]), EPS, d,
+                 COLUMNS=columns, UNIT=along is not None, num_warps=_warps(columns))
+
+
+def _warps(columns: int) -> int:
+    """Warps of a program, so that a thread has 16 numbers of each matrix."""
+    return max(1, min(16, columns // 512))
