@@ -20,13 +20,14 @@ class DictionaryLearning(Peer):
         self.trainer: Any = trainer(
             steps=steps, activation_dim=train.shape[1], dict_size=config["d_sae"], k=config["k"], layer=0, lm_name="",
             lr=config["lr"], warmup_steps=config["warmup_steps"], decay_start=steps - config["decay_steps"], seed=0,
-            device="cpu")
+            device=config["device"])
         # 10 M in the package, whatever the run's length; a tenth of the run for all contenders.
         self.trainer.dead_feature_threshold = steps * config["batch_size"] // 10
 
     def step(self) -> None:
         x = self.next_batch()
-        self.trainer.update(self.done - 1, x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):  # as its own loop does
+            self.trainer.update(self.done - 1, x)
 
     def reconstruct(self, x: torch.Tensor) -> tuple[torch.Tensor, float]:
         latents = self.trainer.ae.encode(x, use_threshold=False)

@@ -4,9 +4,9 @@
 
 Reads commands from stdin, one a line, and answers each with one line of JSON: ``steps N`` trains N more
 steps and answers with their wall and CPU seconds; ``evaluate`` answers with explained variance and L0 on
-held-out rows. FOLDER holds train.npy and held_out.npy, float32 ``[rows, d_in]``, scaled already; step s
-takes the s-th batch of train.npy and begins again after the last. The first line of the answers are
-versions. Imports nothing of this project.
+held-out rows. FOLDER holds train.npy and held_out.npy, float32 ``[rows, d_in]``, scaled already, which are
+taken to the device that the configuration names; step s takes the s-th batch of train.npy and begins again
+after the last. The first line of the answers are versions. Imports nothing of this project.
 """
 
 import json
@@ -47,6 +47,12 @@ class Peer(ABC):
         """Reconstruction ``[rows, d_in]`` of x and the mean number of active latents in a row."""
 
 
+def synchronize(device: str) -> None:
+    """Wait until a CUDA device has done what it was asked."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
 def explained_variance(x: Tensor, x_hat: Tensor) -> float:
     """1 - |x - x_hat|^2 / |x - mean(x)|^2 over all rows."""
     return float(1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
@@ -64,8 +70,8 @@ def serve(make: type[Peer]) -> None:
     sys.stdout = sys.stderr  # packages print
     torch.set_num_threads(config["threads"])
     torch.manual_seed(0)
-    peer = make(config, load_rows(folder, "train"))
-    held_out = load_rows(folder, "held_out")
+    peer = make(config, load_rows(folder, "train").to(config["device"]))
+    held_out = load_rows(folder, "held_out").to(config["device"])
 
     def answer(content: dict[str, Any]) -> None:
         print(json.dumps(content), file=answers, flush=True)
@@ -77,6 +83,7 @@ def serve(make: type[Peer]) -> None:
             started = time.perf_counter(), time.process_time()
             for _ in range(int(arguments[0])):
                 peer.step()
+            synchronize(config["device"])
             answer({"seconds": time.perf_counter() - started[0], "cpu_seconds": time.process_time() - started[1]})
         elif command == "evaluate":
             with torch.no_grad():

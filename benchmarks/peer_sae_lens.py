@@ -20,7 +20,8 @@ class SAELens(Peer):
     def __init__(self, config: dict[str, Any], train: torch.Tensor) -> None:
         super().__init__(config, train)
         steps, batch = config["num_steps"], config["batch_size"]
-        sizes = {"d_in": train.shape[1], "d_sae": config["d_sae"]}
+        device = config["device"]
+        sizes = {"d_in": train.shape[1], "d_sae": config["d_sae"], "device": device}
         sae: Any
         match config["architecture"]:
             case "topk":
@@ -39,7 +40,8 @@ class SAELens(Peer):
         self.trainer: Any = SAETrainer(
             SAETrainerConfig(total_training_samples=steps * batch, train_batch_size_samples=batch, lr=config["lr"],
                              lr_warm_up_steps=config["warmup_steps"], lr_decay_steps=config["decay_steps"],
-                             lr_end=0.0, dead_feature_window=max(1, steps // 10),
+                             lr_end=0.0, device=device, autocast=device != "cpu",
+                             dead_feature_window=max(1, steps // 10),
                              logger=LoggingConfig(log_to_wandb=False)),
             sae, iter(()),
         )

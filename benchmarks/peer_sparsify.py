@@ -1,10 +1,12 @@
 """eai-sparsify's own trainer as a contender (`benchmarks.peer_process`).
 
-Its loop runs a language model at every step and hooks a module; the model here looks rows up instead. The
+Its loop runs a language model at every step and hooks a module; the model here gives rows instead. The
 loop has no step to call, so it runs in a thread that waits at the model for each step to be asked for.
 """
 
+import os
 import threading
+import traceback
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,13 +17,13 @@ from torch import nn
 
 
 class _Rows(nn.Module):
-    """In the place of a language model: ``forward`` takes a batch of row numbers, its hookpoint gives the rows."""
+    """In the place of a language model: the hookpoint gives one batch of rows after another."""
 
-    def __init__(self, rows: torch.Tensor) -> None:
+    def __init__(self, peer: Peer) -> None:
         super().__init__()
-        self.rows = rows
+        self.peer = peer
         self.hookpoint = nn.Identity()
-        self.device = torch.device("cpu")
+        self.device = peer.batches[0].device
         self.dummy_inputs = {"input_ids": torch.zeros(1, 1, dtype=torch.int64)}
         self.config = SimpleNamespace()
         self.asked, self.reached = threading.Semaphore(0), threading.Semaphore(0)
@@ -31,11 +33,12 @@ class _Rows(nn.Module):
         return self
 
     def forward(self, input_ids: torch.Tensor) -> None:
+        rows = self.peer.batches[0][:1]
         if torch.is_grad_enabled():  # the trainer's loop, not its look at the widths
             self.reached.release()
             self.asked.acquire()
-        start = int(input_ids[0, 0])
-        self.hookpoint(self.rows[start : start + len(input_ids)][:, None])
+            rows = self.peer.next_batch()
+        self.hookpoint(rows[:, None])
 
 
 class Sparsify(Peer):
@@ -46,10 +49,8 @@ class Sparsify(Peer):
     def __init__(self, config: dict[str, Any], train: torch.Tensor) -> None:
         super().__init__(config, train)
         steps, batch = config["num_steps"], config["batch_size"]
-        self.model = _Rows(train)
-        starts = torch.arange(steps) % len(self.batches) * batch
-        ids = (starts[:, None] + torch.arange(batch)).flatten()
-        dataset = [{"input_ids": row} for row in ids[:, None]]
+        self.model = _Rows(self)
+        dataset = [{"input_ids": torch.zeros(1, dtype=torch.int64)}] * (steps * batch)
         settings = TrainConfig(
             SparseCoderConfig(num_latents=config["d_sae"], k=config["k"]), batch_size=batch, optimizer="adam",
             lr=config["lr"], lr_warmup_steps=config["warmup_steps"], auxk_alpha=1 / 32, hookpoints=["hookpoint"],
@@ -61,7 +62,11 @@ class Sparsify(Peer):
     def _fit(self) -> None:
         self.trainer.save = lambda: None
         torch.set_num_threads(self.config["threads"])
-        self.trainer.fit()
+        try:
+            self.trainer.fit()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # the main thread waits for a step that will not come
         self.model.reached.release()
 
     def step(self) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import median_ratio, save
-from benchmarks.peer_process import explained_variance, load_rows
+from benchmarks.peer_process import explained_variance, load_rows, synchronize
 from shared.reading.cache import Cache, open_cache
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--l0-coefficient", type=float, default=0.1, help="the same for jumprelu")
     arguments = parser.parse_args()
     num_steps = arguments.turns * arguments.steps
-    config = {"d_sae": arguments.d_sae, "k": arguments.k, "lr": arguments.lr, "num_steps": num_steps,
+    config = {"device": "cpu", "d_sae": arguments.d_sae, "k": arguments.k, "lr": arguments.lr, "num_steps": num_steps,
               "warmup_steps": num_steps // 20, "decay_steps": num_steps // 5, "threads": torch.get_num_threads(),
               "l1_coefficient": arguments.l1_coefficient, "l0_coefficient": arguments.l0_coefficient}
     with tempfile.TemporaryDirectory() as folder:
@@ -87,11 +87,12 @@ def write_rows(cache: Cache, layer: int, num_rows: int, folder: Path) -> None:
     np.save(folder / "held_out.npy", ((held_out - centre) * scale).numpy())
 
 
-def timed(step: Callable[[], None], count: int) -> Turn:
+def timed(step: Callable[[], None], count: int, device: str) -> Turn:
     """Run ``count`` steps."""
     started = time.perf_counter(), time.process_time()
     for _ in range(count):
         step()
+    synchronize(device)
     return {"seconds": time.perf_counter() - started[0], "cpu_seconds": time.process_time() - started[1]}
 
 
@@ -99,14 +100,15 @@ class Ours:
     """Our contender, in this process."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self._batches = load_rows(folder, "train").split(config["batch_size"])
-        self._held_out = load_rows(folder, "held_out")
+        device = config["device"]
+        self._batches = load_rows(folder, "train").to(device).split(config["batch_size"])
+        self._held_out = load_rows(folder, "held_out").to(device)
         architecture = ARCHITECTURES[config["architecture"]]
         sparsity = "k" if "k" in architecture.Config.model_fields else "l0"
         table = architecture.Config.model_validate({"d_sae": config["d_sae"], sparsity: config["k"]})
         sae = architecture(table, self._held_out.shape[1], RunLength(config["num_steps"], config["batch_size"]))
         schedule = TrainConfig(warmup_share=0.05, decay_share=0.2)
-        self._trainer = Trainer("ours", sae, config["lr"], schedule, torch.device("cpu"))
+        self._trainer = Trainer("ours", sae, config["lr"], schedule, torch.device(device))
         self._done = 0
 
     def step(self) -> None:
@@ -133,15 +135,18 @@ class Floor:
     def __init__(self, d_in: int, config: dict[str, Any]) -> None:
         shapes = {"W_enc": (config["d_sae"], d_in), "b_enc": (config["d_sae"],), "W_dec": (config["d_sae"], d_in),
                   "b_dec": (d_in,)}
-        self._weights = {name: torch.nn.Parameter(torch.randn(shape) / d_in) for name, shape in shapes.items()}
+        device = config["device"]
+        self._weights = {name: torch.nn.Parameter(torch.randn(shape, device=device) / d_in)
+                         for name, shape in shapes.items()}
         self._gradients = {name: torch.randn_like(weight) for name, weight in self._weights.items()}
         self._adam = Adam(self._weights.items(), 1e-9, (0.9, 0.999), {})
-        self._x = torch.randn(config["batch_size"], d_in)
+        self._x = torch.randn(config["batch_size"], d_in, device=device)
 
     @torch.no_grad()
     def step(self) -> None:
         """What every step must do."""
-        torch.addmm(self._weights["b_enc"], self._x, self._weights["W_enc"].t())
+        with torch.autocast(self._x.device.type, torch.bfloat16, enabled=self._x.is_cuda):
+            torch.addmm(self._weights["b_enc"], self._x, self._weights["W_enc"].t())
         for name, weight in self._weights.items():
             weight.grad = self._gradients[name]
         self._adam.step(1.0)
@@ -154,7 +159,6 @@ class PeerProcess:
         script = Path(__file__).with_name(f"peer_{peer}.py")
         self._process = subprocess.Popen([interpreter, str(script), str(folder), json.dumps(config)],
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.versions = self._answer()
 
     def __enter__(self) -> "PeerProcess":
         return self
@@ -162,6 +166,10 @@ class PeerProcess:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until it stands there; the versions of its package, which comes first, and of torch."""
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -183,19 +191,19 @@ def compare(folder: Path, config: dict[str, Any], interpreter: str, turns: int, 
     with ExitStack() as stack:
         processes = [stack.enter_context(PeerProcess(interpreter, name, folder, config))
                      for name in PEERS[config["architecture"]]]
-        peers = {next(iter(process.versions)): process for process in processes}  # by package, which comes first
+        versions = [process.ready() for process in processes]  # all start together
+        peers = {next(iter(of)): process for of, process in zip(versions, processes, strict=True)}
         ours = Ours(folder, config)
         floor = Floor(load_rows(folder, "train").shape[1], config)
         times: dict[str, list[Turn]] = {name: [] for name in (*peers, "ours", "floor")}
         for turn in range(turns):
             for name, peer in peers.items():
                 times[name].append(peer.ask(f"steps {steps}"))
-            times["ours"].append(timed(ours.step, steps))
-            times["floor"].append(timed(floor.step, steps))
+            times["ours"].append(timed(ours.step, steps, config["device"]))
+            times["floor"].append(timed(floor.step, steps, config["device"]))
             print(f"  turn {turn + 1}: " + ", ".join(f"{name} {1000 * of[-1]['seconds'] / steps:.0f} ms"
                                                      for name, of in times.items()), flush=True)
         quality = {name: peer.ask("evaluate") for name, peer in peers.items()} | {"ours": ours.evaluate()}
-        versions = {name: found for peer in peers.values() for name, found in peer.versions.items()}
     columns = {kind: {name: [turn[kind] for turn in of] for name, of in times.items()}
                for kind in ("seconds", "cpu_seconds")}
     ratios = {kind: {name: median_ratio(of[name], of["ours"]) for name in peers} for kind, of in columns.items()}
@@ -203,7 +211,8 @@ def compare(folder: Path, config: dict[str, Any], interpreter: str, turns: int, 
                     for kind, of in columns.items()}
     result = {
         "architecture": config["architecture"], "batch_size": config["batch_size"], "steps_a_turn": steps,
-        "peer_versions": versions, "turns": columns, "milliseconds_a_step": milliseconds["seconds"],
+        "peer_versions": {name: found for of in versions for name, found in of.items()}, "turns": columns,
+        "milliseconds_a_step": milliseconds["seconds"],
         "cpu_milliseconds_a_step": milliseconds["cpu_seconds"], "ratio": ratios["seconds"],
         "cpu_ratio": ratios["cpu_seconds"], "quality": quality,
         "share_of_floor": median_ratio(columns["seconds"]["floor"], columns["seconds"]["ours"]),
