@@ -98,6 +98,40 @@ def test_the_plain_loop_of_the_quality_page_is_that_of_the_results(layer):
     assert row in PAGES["quality.md"]
 
 
+def test_the_speeds_on_a_gpu_are_those_of_the_results():
+    found, page = RESULTS["gpu"], PAGES["gpu.md"]
+    for key, step in found["train"].items():
+        name, _, batch = key.partition("_batch")
+        if batch == "128":
+            large = found["train"][f"{name}_batch8192"]
+            assert (f"| {large['milliseconds']:.1f} | {large['tokens_per_second']:,.0f} | "
+                    f"{large['share_of_products']:.0%} | {step['milliseconds']:.2f} | "
+                    f"{320_000 * step['milliseconds'] / 60_000:.1f} |") in page, key
+    for case, result in found["peers"].items():
+        for peer, ratio in result["ratio"].items():
+            assert f"{result['milliseconds_a_step'][peer]:.1f} ({ratio:.1f}x)" in page, (case, peer)
+            assert f"{peer} {result['peer_versions'][peer]}" in page
+    harvest = found["harvest"]
+    for figure in ("compute_tokens_per_second", "end_to_end_tokens_per_second"):
+        assert f"{harvest[figure]:,.0f} tokens/s" in page
+    assert f"{harvest['plain_write_bytes_per_second'] / 1e9:.2f} GB/s" in page
+    assert f"fill {100 * harvest['fill']:.0f} % of" in page
+    assert f"{found['limits']['product_flops'] / 1e12:.0f} TFLOP/s" in page
+    assert f"{found['limits']['copy_bytes'] / 1e12:.2f} TB/s" in page
+    topk = found["train"]["topk_batch8192"]["tokens_per_second"]
+    ratios = " / ".join(f"{ratio:.1f}x" for ratio in found["peers"]["topk-8192"]["ratio"].values())
+    assert f"{topk / 1e6:.2f} M tokens/s, {ratios}" in PAGES["README.md"].replace("\n", " ")
+
+
+def test_the_ablations_of_the_quality_page_are_those_of_the_results():
+    found = RESULTS["quality_ablations_layer9"]["variants"]
+    for name, variant in found.items():
+        difference = round(variant["explained_variance"] - found["modern"]["explained_variance"], 4) + 0.0  # no -0
+        label, against = ("as it is (`modern`)", "") if name == "modern" else (name, f"{difference:+.4f}")
+        row = f"| {label} | {variant['explained_variance']:.4f} | {against} | {variant['dead_latents']} |"
+        assert row in PAGES["quality.md"], name
+
+
 def test_the_bounds_of_json_are_those_that_the_pages_say():
     mib, bounds = sealed_json._MAX_BYTES >> 20, sealed_json._BOUNDS
     assert f"larger than {mib} MiB" in " ".join(PAGES["cache-format.md"].split())
