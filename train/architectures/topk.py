@@ -9,6 +9,8 @@ while (counted in tokens), so that dead latents learn what the others miss. With
 square of 1 per dimension, both terms are in units of explained variance times d_in.
 """
 
+from functools import partial
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -73,7 +75,9 @@ class TopKSAE(SAE):
 
     def choose(self, pre_acts: Tensor) -> Tensor:
         """The pairs that a training batch keeps: row * width + latent, int64 [n], sorted by row."""
-        values, latents = largest_of_rows(pre_acts, min(self.k, self.width))
+        # By groups takes a fraction of the time on a GPU, and twice the time on a CPU.
+        select = largest_of_rows if pre_acts.is_cuda else partial(torch.topk, dim=1, sorted=False)
+        values, latents = select(pre_acts, min(self.k, self.width))
         rows = torch.arange(len(pre_acts), device=pre_acts.device)
         pairs = latents + rows[:, None] * self.width
         among = self.shards.among_largest(values, self.k)
