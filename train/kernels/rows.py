@@ -5,6 +5,9 @@ from torch import Tensor
 
 from train.kernels.device import on_triton
 
+EPS = 1e-8
+"""Added to the root of Adam's second moment, as in Kingma & Ba 2015."""
+
 _CACHED = 1 << 18
 """Numbers of a matrix that are updated together on a CPU: with gradient and moments 4 MiB."""
 
@@ -66,10 +69,6 @@ def _adam_on_triton(weights: Tensor, gradient: Tensor, along: Tensor | None, mea
     one = torch.ones((), device=weights.device)
     triton_rows.adam(weights, gradient, along, mean, mean_square, step,
                      lr if isinstance(lr, Tensor) else one * lr, betas, one if divisor is None else divisor)
-
-
-EPS = 1e-8
-"""Added to the root of the second moment, as in Kingma & Ba 2015."""
 
 
 def _row_blocks(matrix: Tensor) -> list[slice]:
