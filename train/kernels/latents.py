@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,9 +54,11 @@ def jump_forward(z: Tensor, threshold: Tensor, silent: Tensor | None,
         return triton_latents.jump_forward(z, threshold, silent, jump)
     active = z > threshold
     latents = z * active
-    zero = threshold.new_zeros(())
-    penalty = zero if jump.tanh_scale is None else torch.tanh(jump.tanh_scale * latents).sum()
-    pull = zero if silent is None else (torch.relu(threshold - z) @ silent).sum()
+    penalty = pull = threshold.new_zeros(())
+    if jump.tanh_scale is not None:
+        penalty = torch.tanh(jump.tanh_scale * latents.flatten()[_places(active)]).sum()
+    if silent is not None and silent.any():
+        pull = (torch.relu(threshold - z) @ silent).sum()
     return latents, penalty, pull, active.sum(0)
 
 
@@ -73,16 +76,28 @@ def jump_backward(z: Tensor, threshold: Tensor, silent: Tensor | None, jump: Jum
         from train.kernels import triton_latents
         return triton_latents.jump_backward(z, threshold, silent, jump, grad, grad_penalty, grad_pull, grad_l0)
     active = z > threshold
-    near = (z - threshold).abs() < jump.bandwidth / 2
+    if jump.tanh_scale is not None:  # 1 - tanh^2 is 1 but for the few that are active
+        weight = grad_penalty * jump.tanh_scale
+        places = _places(active)
+        tanh = torch.tanh(jump.tanh_scale * z.flatten()[places])
+        grad = grad + weight
+        grad.view(-1).index_add_(0, places, -weight * tanh.square())
+    near = (z - threshold).abs_() < jump.bandwidth / 2
+    through = (grad * (threshold / jump.bandwidth)).mul_(near)
+    to_z = grad * active
     if jump.tanh_scale is not None:
-        tanh = torch.tanh(jump.tanh_scale * (z * active))
-        grad = grad + grad_penalty * jump.tanh_scale * (1 - tanh.square())
-    through = grad * (near * (threshold / jump.bandwidth))
-    to_z = grad * active if jump.tanh_scale is None else grad * active + through
+        to_z += through
     to_threshold = -through.sum(0)
     if grad_l0 is not None:
         to_threshold = to_threshold - (grad_l0 @ near.to(grad_l0.dtype)) / jump.bandwidth
-    if silent is not None:
+    if silent is not None and silent.any():
         pulled = grad_pull * silent * (z < threshold)
         to_z, to_threshold = to_z - pulled, to_threshold + pulled.sum(0)
     return to_z, to_threshold
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where ``mask`` is true, in the flattened tensor: int64 [n]."""
+    if mask.device.type == "cpu":  # NumPy is faster
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero()[:, 0]
