@@ -70,7 +70,7 @@ class MatryoshkaSAE(BatchTopKSAE):
             residual = residual - self.shards.sum(part)
             prefix_errors.append(residual.square().sum() / len(x))
         error = torch.stack(prefix_errors).mean()
-        aux = self.aux_loss(x, x - residual)
+        aux = self.aux_loss(x, x - residual, self._silent_weights())
         total = error if aux is None else error + aux
         return Loss(total=total, mse=prefix_errors[-1].detach() / self.d_in, sparsity=error.new_zeros(()),
                     aux=error.new_zeros(()) if aux is None else aux.detach(), l0=l0, fired=fired)
@@ -82,12 +82,12 @@ class MatryoshkaSAE(BatchTopKSAE):
             flat = self.choose(pre_acts)
             flat = flat[pre_acts.flatten().index_select(0, flat) > 0]
             chosen = select_pairs(flat, len(x), self.width)
-        values = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, chosen)
+        values, *_ = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, chosen)
         parts, first = [], 0
         for W_dec in torch.split(self.W_dec, self.group_sizes):
             inside = ((chosen.latents >= first) & (chosen.latents < first + len(W_dec))).nonzero().squeeze(1)
             within = chosen.rows[inside] * len(W_dec) + chosen.latents[inside] - first
-            parts.append(decode_pairs(values[inside], W_dec, select_pairs(within, len(x), len(W_dec))))
+            parts.append(decode_pairs(values[inside], W_dec, select_pairs(within, len(x), len(W_dec)))[0])
             first += len(W_dec)
         return parts, self.shards.sum(torch.tensor(len(flat) / len(x))), chosen.counts > 0
 

@@ -105,44 +105,62 @@ def _decode(values: Tensor, W_dec: Tensor, selection: Selection) -> Tensor:
 
 
 class _GatherPreActs(torch.autograd.Function):
-    """``(x W_enc + b_enc)[rows, latents]`` from pre-activations already there; no gradient to x."""
+    """``(x W_enc + b_enc)[rows, latents]`` from pre-activations already there; no gradient to x.
+
+    And the weights of the latents ``also``. Their gradients are added to the others in place: by themselves they would
+    be a matrix of zeros with a few rows filled, and autograd would add two matrices.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, pre_acts: Tensor,
-                selection: Selection) -> Tensor:
-        ctx.save_for_backward(_operand(x, selection))
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, pre_acts: Tensor, selection: Selection,
+                also: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        ctx.save_for_backward(_operand(x, selection), also)
         ctx.selection = selection
-        return pre_acts.flatten().index_select(0, selection.flat).to(W_enc.dtype)  # bf16 under autocast
+        values = pre_acts.flatten().index_select(0, selection.flat).to(W_enc.dtype)  # bf16 under autocast
+        if also is None:
+            return values, None, None
+        return values, W_enc.t().index_select(0, also), b_enc.index_select(0, also)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
-        (grad,) = grads
-        (x,) = ctx.saved_tensors
-        grad_W = _sum_by_latent(x, grad, ctx.selection).t()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None, None, None]:
+        grad, of_rows, of_biases = grads
+        x, also = ctx.saved_tensors
+        grad_W = _sum_by_latent(x, grad, ctx.selection)
         grad_b = grad.new_zeros(len(ctx.selection.counts)).index_add_(0, ctx.selection.latents, grad)
-        return None, grad_W, grad_b, None, None
+        if also is not None:
+            grad_W.index_add_(0, also, of_rows)
+            grad_b.index_add_(0, also, of_biases)
+        return None, grad_W.t(), grad_b, None, None, None
 
 
 class _DecodePairs(torch.autograd.Function):
-    """``latents W_dec`` where the latents are n values at the selected pairs and zero elsewhere."""
+    """``latents W_dec`` where the latents are n values at the selected pairs and zero elsewhere; and the rows of the
+    latents ``also``, as in `_GatherPreActs`."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, W_dec: Tensor, selection: Selection) -> Tensor:
+    def forward(ctx: Any, values: Tensor, W_dec: Tensor, selection: Selection,
+                also: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        rows = None if also is None else W_dec.index_select(0, also)
         W_dec = _operand(W_dec, selection)
-        ctx.save_for_backward(values, W_dec)
+        ctx.save_for_backward(values, W_dec, also)
         ctx.selection = selection
-        return _decode(values, W_dec, selection)
+        return _decode(values, W_dec, selection), rows
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        values, W_dec = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        values, W_dec, also = ctx.saved_tensors
         grad = grads[0].to(W_dec.dtype).contiguous()
         selection: Selection = ctx.selection
         # <grad[row], W_dec[latent]> for each pair, without gathering either. By latent, because the rows of
         # grad stay in the processor's cache and those of W_dec do not.
         products = pair_products(W_dec, selection.latents_by_latent, grad, selection.rows_by_latent)
         grad_values = torch.empty_like(values).index_copy_(0, selection.by_latent, products)
-        return grad_values, _sum_by_latent(grad, values, selection) if ctx.needs_input_grad[1] else None, None
+        if not ctx.needs_input_grad[1]:
+            return grad_values, None, None, None
+        of_decoder = _sum_by_latent(grad, values, selection)
+        if also is not None:
+            of_decoder.index_add_(0, also, grads[1])
+        return grad_values, of_decoder, None, None
 
 
 class _DecodeActive(torch.autograd.Function):
@@ -163,16 +181,25 @@ class _DecodeActive(torch.autograd.Function):
         return grad @ W_dec.t(), of_decoder, None
 
 
-def gather_pre_acts(x: Tensor, W_enc: Tensor, b_enc: Tensor, pre_acts: Tensor, selection: Selection) -> Tensor:
-    """Selected pre-activations [n], differentiable in ``W_enc`` and ``b_enc``."""
-    values: Tensor = _GatherPreActs.apply(x, W_enc, b_enc, pre_acts, selection)  # type: ignore[no-untyped-call]
-    return values
+def gather_pre_acts(x: Tensor, W_enc: Tensor, b_enc: Tensor, pre_acts: Tensor, selection: Selection,
+                    also: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Selected pre-activations [n], differentiable in ``W_enc`` and ``b_enc``.
+
+    Where ``also`` names latents [m], their columns of ``W_enc`` as rows [m, d_in] and their biases [m] come with them,
+    differentiable at the cost of these m.
+    """
+    found: tuple[Tensor, Tensor | None, Tensor | None] = _GatherPreActs.apply(  # type: ignore[no-untyped-call]
+        x, W_enc, b_enc, pre_acts, selection, also)
+    return found
 
 
-def decode_pairs(values: Tensor, W_dec: Tensor, selection: Selection) -> Tensor:
-    """Decoded values [batch, d_in] without ``b_dec``, differentiable in ``values`` [n] and ``W_dec``."""
-    decoded: Tensor = _DecodePairs.apply(values, W_dec, selection)  # type: ignore[no-untyped-call]
-    return decoded
+def decode_pairs(values: Tensor, W_dec: Tensor, selection: Selection,
+                 also: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Decoded values [batch, d_in] without ``b_dec``, differentiable in ``values`` [n] and ``W_dec``; and the rows of
+    ``W_dec`` of the latents ``also`` [m], if there are any: [m, d_in]."""
+    found: tuple[Tensor, Tensor | None] = _DecodePairs.apply(  # type: ignore[no-untyped-call]
+        values, W_dec, selection, also)
+    return found
 
 
 def decode_active(latents: Tensor, W_dec: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ class StandardSAE(SAE):
         else:
             # The gradient of ReLU stops at the other latents, so nothing else is decoded or differentiated.
             selection = select_pairs(flat, len(x), self.width)
-            latents = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts.detach(), selection)
-            x_hat = self.shards.sum(decode_pairs(latents, self.W_dec, selection)) + self.b_dec
+            latents, *_ = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts.detach(), selection)
+            x_hat = self.shards.sum(decode_pairs(latents, self.W_dec, selection)[0]) + self.b_dec
             total, l0, fired = latents.sum(), torch.tensor(len(flat) / len(x)), selection.counts > 0
         error = self.reconstruction_error(x, x_hat)
         penalty = self.controller.coefficient() * self.shards.sum(total) / len(x)

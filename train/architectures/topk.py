@@ -9,6 +9,7 @@ while (counted in tokens), so that dead latents learn what the others miss. With
 square of 1 per dimension, both terms are in units of explained variance times d_in.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -42,6 +43,18 @@ class TopKConfig(SAEConfig):
 
     def sparsity_name(self) -> str:
         return f"k{self.k}"
+
+
+@dataclass(frozen=True)
+class SilentWeights:
+    """Differentiable weights of the latents that AuxK takes."""
+
+    encoder: Tensor
+    """[silent, d_in]: columns of W_enc, as rows."""
+    biases: Tensor
+    """[silent]"""
+    decoder: Tensor
+    """[silent, d_in]"""
 
 
 class TopKSAE(SAE):
@@ -85,28 +98,33 @@ class TopKSAE(SAE):
 
     def loss(self, x: Tensor, step: int) -> Loss:
         if self.sparse_on_cpu if x.device.type == "cpu" else self.k <= _SPARSE_SHARE_ON_CUDA * self.d_sae:
-            x_hat, l0, fired = self._reconstruct_sparse(x)
+            x_hat, l0, fired, silent = self._reconstruct_sparse(x)
         else:
-            x_hat, l0, fired = self._reconstruct_dense(x)
+            x_hat, l0, fired, silent = self._reconstruct_dense(x)
         error = self.reconstruction_error(x, x_hat)
-        aux = self.aux_loss(x, x_hat)
+        aux = self.aux_loss(x, x_hat, silent)
         total = error if aux is None else error + aux
         return Loss(total=total, mse=error.detach() / self.d_in, sparsity=error.new_zeros(()),
                     aux=error.new_zeros(()) if aux is None else aux.detach(), l0=l0, fired=fired)
 
-    def _reconstruct_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction, L0 and fired latents; the same sums as the dense form, over selected pairs only."""
+    def _reconstruct_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, SilentWeights | None]:
+        """Reconstruction, L0, fired latents and silent ones; the same sums as the dense form, over selected pairs."""
         with torch.no_grad():
             pre_acts = self.pre_acts(x)
             selection = select_pairs(self.choose(pre_acts), len(x), self.width)
-        values = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, selection).relu()
-        x_hat = self.shards.sum(decode_pairs(values, self.W_dec, selection)) + self.b_dec
+        silent = self._silent_list if self._num_silent else None
+        values, encoder, biases = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, selection, silent)
+        values = values.relu()
+        decoded, decoder = decode_pairs(values, self.W_dec, selection, silent)
         active = values.detach() > 0
         fired = torch.zeros(self.width, dtype=torch.int32, device=x.device)
         fired.index_add_(0, selection.latents, active.to(torch.int32))
-        return x_hat, self.shards.sum(active.sum()) / len(x), fired > 0
+        weights = None
+        if encoder is not None and biases is not None and decoder is not None:
+            weights = SilentWeights(encoder, biases, decoder)
+        return self.shards.sum(decoded) + self.b_dec, self.shards.sum(active.sum()) / len(x), fired > 0, weights
 
-    def _reconstruct_dense(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _reconstruct_dense(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, SilentWeights | None]:
         """The same through dense autograd: the form for many latents on a GPU, and the reference for tests."""
         pre_acts = self.pre_acts(x)
         with torch.no_grad():
@@ -114,7 +132,15 @@ class TopKSAE(SAE):
             mask.view(-1).index_fill_(0, self.choose(pre_acts), True)
             mask &= pre_acts > 0
         x_hat = self.decode(pre_acts * mask)
-        return x_hat, self.shards.sum(mask.sum()) / len(x), mask.any(0)
+        return x_hat, self.shards.sum(mask.sum()) / len(x), mask.any(0), self._silent_weights()
+
+    def _silent_weights(self) -> SilentWeights | None:
+        """What AuxK learns with, by autograd's own selection of rows."""
+        silent = self._silent_list
+        if silent is None or self._num_silent == 0:
+            return None
+        return SilentWeights(self.W_enc.t().index_select(0, silent), self.b_enc[silent],
+                             self.W_dec.index_select(0, silent))
 
     @torch.no_grad()
     def prepare(self, step: int) -> int:
@@ -146,19 +172,18 @@ class TopKSAE(SAE):
         weights[: len(found)] = 1
         return latents, weights
 
-    def aux_loss(self, x: Tensor, x_hat: Tensor) -> Tensor | None:
+    def aux_loss(self, x: Tensor, x_hat: Tensor, silent: SilentWeights | None) -> Tensor | None:
         """AuxK, or None while no latent is silent (`prepare`). Only the silent columns are computed."""
-        silent = self._silent_list
-        if silent is None or self._num_silent == 0:
+        if silent is None:
             return None
         residual = (x - x_hat).detach()
-        latents = torch.relu(torch.addmm(self.b_enc[silent], x, self.W_enc.t().index_select(0, silent).t()))
+        latents = torch.relu(torch.addmm(silent.biases, x, silent.encoder.t()))
         if self._silent_weight is not None:
             latents = latents * self._silent_weight.to(latents.dtype)
         if self._num_silent > self.k_aux:
-            values, columns = torch.topk(latents, min(self.k_aux, len(silent)), dim=1, sorted=False)
+            values, columns = torch.topk(latents, min(self.k_aux, latents.shape[1]), dim=1, sorted=False)
             among = self.shards.among_largest(values, self.k_aux)
             latents = torch.zeros_like(latents).scatter(1, columns, values if among is None else values * among[0])
-        error = (residual - self.shards.sum(latents @ self.W_dec.index_select(0, silent))).square().sum()
+        error = (residual - self.shards.sum(latents @ silent.decoder)).square().sum()
         variance = (residual - residual.mean(0)).square().sum()
         return self.config.aux_coefficient * self.d_in * error / variance.clamp_min(1e-12)

@@ -52,14 +52,16 @@ def jump_forward(z: Tensor, threshold: Tensor, silent: Tensor | None,
     if on_triton(z):
         from train.kernels import triton_latents
         return triton_latents.jump_forward(z, threshold, silent, jump)
-    active = z > threshold
-    latents = z * active
-    penalty = pull = threshold.new_zeros(())
+    places, penalty, pull = _places(z > threshold), threshold.new_zeros(()), threshold.new_zeros(())
+    values = z.flatten()[places]
+    latents = torch.zeros_like(z)
+    latents.view(-1)[places] = values
     if jump.tanh_scale is not None:
-        penalty = torch.tanh(jump.tanh_scale * latents.flatten()[_places(active)]).sum()
-    if silent is not None and silent.any():
-        pull = (torch.relu(threshold - z) @ silent).sum()
-    return latents, penalty, pull, active.sum(0)
+        penalty = torch.tanh(jump.tanh_scale * values).sum()
+    if silent is not None:
+        pulled = silent.nonzero()[:, 0]
+        pull = (torch.relu(threshold[pulled] - z[:, pulled]) @ silent[pulled]).sum()
+    return latents, penalty, pull, torch.bincount(places % z.shape[1], minlength=z.shape[1])
 
 
 def jump_backward(z: Tensor, threshold: Tensor, silent: Tensor | None, jump: Jump, grad: Tensor, grad_penalty: Tensor,
@@ -75,24 +77,27 @@ def jump_backward(z: Tensor, threshold: Tensor, silent: Tensor | None, jump: Jum
     if on_triton(z):
         from train.kernels import triton_latents
         return triton_latents.jump_backward(z, threshold, silent, jump, grad, grad_penalty, grad_pull, grad_l0)
-    active = z > threshold
-    if jump.tanh_scale is not None:  # 1 - tanh^2 is 1 but for the few that are active
-        weight = grad_penalty * jump.tanh_scale
-        places = _places(active)
-        tanh = torch.tanh(jump.tanh_scale * z.flatten()[places])
-        grad = grad + weight
-        grad.view(-1).index_add_(0, places, -weight * tanh.square())
-    near = (z - threshold).abs_() < jump.bandwidth / 2
-    through = (grad * (threshold / jump.bandwidth)).mul_(near)
-    to_z = grad * active
-    if jump.tanh_scale is not None:
-        to_z += through
+    # Few latents are active: what only they have is computed for them alone. No mask is multiplied with, which would
+    # be converted to numbers first.
+    places = _places(z > threshold)
+    weight = torch.zeros_like(grad_penalty) if jump.tanh_scale is None else grad_penalty * jump.tanh_scale
+    through = grad + weight
+    of_active = through.flatten()[places]
+    if jump.tanh_scale is not None:  # the slope of the tanh is 1 elsewhere
+        of_active -= weight * torch.tanh(jump.tanh_scale * z.flatten()[places]).square()
+        through.view(-1)[places] = of_active
+    far = (z - threshold).abs_() >= jump.bandwidth / 2
+    through.mul_(threshold / jump.bandwidth).masked_fill_(far, 0)
     to_threshold = -through.sum(0)
     if grad_l0 is not None:
-        to_threshold = to_threshold - (grad_l0 @ near.to(grad_l0.dtype)) / jump.bandwidth
-    if silent is not None and silent.any():
-        pulled = grad_pull * silent * (z < threshold)
-        to_z, to_threshold = to_z - pulled, to_threshold + pulled.sum(0)
+        to_threshold -= (grad_l0 @ (~far).to(grad_l0.dtype)) / jump.bandwidth
+    to_z = through if jump.tanh_scale is not None else through.zero_()
+    to_z.view(-1).index_add_(0, places, of_active)
+    if silent is not None:
+        pulled = silent.nonzero()[:, 0]
+        below = grad_pull * silent[pulled] * (z[:, pulled] < threshold[pulled])
+        to_z.index_add_(1, pulled, -below)
+        to_threshold.index_add_(0, pulled, below.sum(0))
     return to_z, to_threshold
 
 

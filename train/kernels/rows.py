@@ -54,10 +54,10 @@ def adam(weights: Tensor, gradient: Tensor, mean: Tensor, mean_square: Tensor, s
 
     The arguments are those of `adam_unit_rows`; ``weights`` may have any shape.
     """
+    if weights.dim() == 2 and not weights.is_contiguous():  # along memory: torch would copy the gradient
+        weights, gradient, mean, mean_square = weights.t(), gradient.t(), mean.t(), mean_square.t()
     if on_triton(weights) and weights.dim() == 2:
-        in_memory = (weights, gradient, mean, mean_square) if weights.is_contiguous() else (
-            weights.t(), gradient.t(), mean.t(), mean_square.t())
-        _adam_on_triton(*in_memory[:2], None, *in_memory[2:], step, lr, betas, divisor)
+        _adam_on_triton(weights, gradient, None, mean, mean_square, step, lr, betas, divisor)
         return
     torch._fused_adam_([weights], [gradient], [mean], [mean_square], [], [step], lr=lr, beta1=betas[0], beta2=betas[1],
                        weight_decay=0.0, eps=EPS, amsgrad=False, maximize=False, grad_scale=divisor, found_inf=None)
