@@ -58,6 +58,8 @@ VARIANTS = {
     "decoder rows of any norm": Variant(unit_rows=False),
     "no AuxK": Variant(sae={"aux_coefficient": 0.0}),
     "5/3 of the learning rate": Variant(lr=5 / 3),
+    "5/3 of it, AuxK 1/4 after a fiftieth of the run": Variant(
+        lr=5 / 3, sae={"aux_coefficient": 1 / 4, "dead_after_tokens": 20_000}),
     "encoder biases at 10 times the rate": Variant(lr_multiples={"b_enc": 10.0}),
     "principal axes": Variant(principal_axes=True),
 }
@@ -73,7 +75,7 @@ class Contender:
         self.sae.lr_multiples = lambda: variant.lr_multiples  # type: ignore[method-assign]
         if not variant.unit_rows:
             self.sae.unit_rows = ()  # type: ignore[misc]
-        lr = variant.lr * default_lr(self.sae.d_sae, length.num_tokens)
+        lr = variant.lr * default_lr(self.sae.d_sae, length.num_tokens, length.batch_size)
         self.trainer = Trainer("", self.sae, lr, TrainConfig(**variant.train), torch.device("cpu"))
 
     def input(self, x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class TrainConfig(Table):
     """How much is in memory and shuffled together, in blocks of 128 rows. By default twice the batch size, as memory
     allows."""
     lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate of SAEs that give none. By default a rule of width and tokens (`default_lr`)."""
+    """Peak learning rate of SAEs that give none. By default a rule of width, tokens and batch (`default_lr`)."""
     schedule: Literal["linear", "cosine"] = "linear"
     """Course of the rate between warm-up and decay: constant ("linear"), or half a cosine down to a tenth."""
     warmup_share: float = Field(default=0.02, ge=0, le=1)

@@ -43,8 +43,9 @@ def _table(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequenc
             table.add_section()
         for sae in (sae for sae in group.saes if sae in turn):
             need = memory_need(sae, cache.d_model, group.train, device)
+            batch_size = group.train.batch_size
             lr = sae.config.lr or group.train.lr or default_lr(sae.config.width(cache.d_model),
-                                                               extent.num_steps * group.train.batch_size)
+                                                               extent.num_steps * batch_size, batch_size)
             warm = "" if sae.warm_start is None else f"  from {sae.recipe['warm_start']['sae']}"
             table.add_row(str(number + 1), sae.name + warm, f"{lr:.2g}", _gb(need.kept), _gb(need.step))
     return table

@@ -249,8 +249,8 @@ def _begin(folder: Path, cache: Cache, layer: int, train: TrainConfig, extent: E
     """Write the set.json of a new set."""
     members = []
     for sae in saes:
-        d_sae = sae.config.width(cache.d_model)
-        lr = sae.config.lr or train.lr or default_lr(d_sae, extent.num_steps * train.batch_size)
+        lr = sae.config.lr or train.lr or default_lr(sae.config.width(cache.d_model),
+                                                     extent.num_steps * train.batch_size, train.batch_size)
         members.append(SetMember(name=sae.name, architecture=sae.architecture, recipe=sae.recipe, lr=lr,
                                  config=sae.config.model_dump(mode="json"), warm_start=sae.warm_start))
     begun = TrainingSet(cache=cache.name, cache_id=cache.cache_id, layer=layer, units=extent.units,

@@ -36,10 +36,15 @@ def test_the_cosine_is_that_of_fast_in_three_parts():
 
 
 def test_the_default_rate_falls_with_width_and_tokens():
-    assert default_lr(4608, 1_000_000) == pytest.approx(3e-3)
-    assert default_lr(4 * 4608, 1_000_000) == pytest.approx(1.5e-3)
-    assert 3e-4 < default_lr(4608, 500_000_000) < 4.5e-4
-    assert default_lr(16, 1000) == 6e-3
+    assert default_lr(4608, 1_000_000, 1024) == pytest.approx(3e-3)
+    assert default_lr(4 * 4608, 1_000_000, 1024) == pytest.approx(1.5e-3)
+    assert 3e-4 < default_lr(4608, 500_000_000, 8192) < 4.5e-4
+    assert default_lr(16, 1000, 2048) == 6e-3
+
+
+def test_small_batches_take_the_root_of_their_share_of_the_rate():
+    assert default_lr(4608, 1_000_000, 256) == pytest.approx(1.5e-3)
+    assert default_lr(16, 1000, 64) == pytest.approx(1.5e-3)
 
 
 def test_a_transposed_parameter_is_updated_like_a_plain_one():

@@ -12,7 +12,7 @@ from train.shards import ALONE
 from train.trainer import Trainer
 
 RECIPE = {
-    "train": {"batch_size": 64, "num_tokens": 64 * 120, "log_steps": 7, "checkpoint_steps": 10,
+    "train": {"lr": 6e-3, "batch_size": 64, "num_tokens": 64 * 120, "log_steps": 7, "checkpoint_steps": 10,
               "window_blocks": 5, "calibration_batches": 4},
     "sae": [{"architecture": "batchtopk", "d_sae": 48, "k": 3, "dead_after_tokens": 256},
             {"architecture": "jumprelu", "d_sae": 48, "l0": 3.0},
