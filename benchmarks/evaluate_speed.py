@@ -18,6 +18,7 @@ from benchmarks.measuring import interleave, median_ratio, save
 from tests.train.fake_cache import FakeCache
 from train.evaluation.evaluate import Subject, encode_and_decode, evaluate
 from train.export import ExportedSAE
+from train.export.exported import MadeFor
 from train.policy import TokenPolicy
 
 _CHUNK = 2048
@@ -36,7 +37,8 @@ def main() -> None:
     cache = FakeCache(x, num_train_rows=400, sequence=400, rows_per_unit=65_536)
     W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(0)), dim=1)
     sae = ExportedSAE("jumprelu", W_dec.t().contiguous(), torch.zeros(d_sae), W_dec, torch.zeros(d_in),
-                      torch.full((d_sae,), 2.45), None, None, {})  # noise passes it 7 times in 1,000: L0 32
+                      torch.full((d_sae,), 2.45), None, None, {}, "saelens",  # noise passes it 7 times in 1,000: L0 32
+                      MadeFor(None, None, None))
 
     with tempfile.TemporaryDirectory() as folder:
         subject = Subject(Path(folder), "noise", "jumprelu", d_sae, encode_and_decode(sae), TokenPolicy(), d_in ** 0.5)
