@@ -4,8 +4,8 @@
 
 All train side by side on the same batches, one pass over the cache (or ``--steps`` batches), from the same weights.
 Explained variance and L0 are on held-out rows of CONTENT, with thresholds from training rows of CONTENT, as in
-`benchmarks.plain_loop`. "least-squares decoder" is no training of its own: the decoder of `modern` is replaced at the
-end by the one with the least squared error for its latents on the last 300 batches (`least_squares_decoder`).
+`benchmarks.plain_loop`. "least-squares decoder" is no training of its own: the decoder is replaced at the end by the
+one with the least squared error for its latents on the last 300 batches (`least_squares_decoder`).
 """
 
 import argparse
@@ -60,9 +60,14 @@ VARIANTS = {
     "5/3 of the learning rate": Variant(lr=5 / 3),
     "5/3 of it, AuxK 1/4 after a fiftieth of the run": Variant(
         lr=5 / 3, sae={"aux_coefficient": 1 / 4, "dead_after_tokens": 20_000}),
+    "7/3 of it, the same AuxK": Variant(lr=7 / 3, sae={"aux_coefficient": 1 / 4, "dead_after_tokens": 20_000}),
     "encoder biases at 10 times the rate": Variant(lr_multiples={"b_enc": 10.0}),
     "principal axes": Variant(principal_axes=True),
 }
+
+REFITTED = {"modern": "least-squares decoder",
+            "5/3 of it, AuxK 1/4 after a fiftieth of the run": "both: 5/3, AuxK 1/4, least-squares decoder"}
+"""Variants whose decoder is replaced too, and what that is called."""
 
 
 class Contender:
@@ -146,10 +151,11 @@ def main() -> None:
     for name, contender in contenders.items():
         contender.sae.calibrate([contender.input(x) for x in rows.calibration])
         report(name, contender, contender.decode)
-    modern = contenders["modern"]
-    report("least-squares decoder", modern, least_squares_decoder(modern.sae, last))
-    save(f"quality_ablations_layer{layer}", {"layer": layer, "steps": length.num_steps, "d_sae": modern.sae.d_sae,
-                                             "k": K, "variants": found})
+    for name, title in REFITTED.items():
+        contender = contenders[name]
+        report(title, contender, least_squares_decoder(contender.sae, last))
+    save(f"quality_ablations_layer{layer}", {"layer": layer, "steps": length.num_steps,
+                                             "d_sae": contenders["modern"].sae.d_sae, "k": K, "variants": found})
 
 
 if __name__ == "__main__":
