@@ -171,9 +171,9 @@ def train_speed(device: torch.device, sizes: dict[str, Any], product_flops: floa
             figures[f"{name}_batch{batch_size}"] = {
                 "milliseconds": 1000 * step, "tokens_per_second": rate,
                 "share_of_products": 10 * sizes["d_model"] * sizes["d_sae"] * rate / product_flops}
+            minutes = f", {_PAPER_STEPS * step / 60:.1f} min for {_PAPER_STEPS:,} steps" if batch_size == 128 else ""
             print(f"train {name}, batch {batch_size}: {1000 * step:.2f} ms, {rate:,.0f} tokens/s, "
-                  f"{figures[f'{name}_batch{batch_size}']['share_of_products']:.0%} of the products' speed, "
-                  f"{_PAPER_STEPS * step / 60:.1f} min for {_PAPER_STEPS:,} steps")
+                  f"{figures[f'{name}_batch{batch_size}']['share_of_products']:.0%} of the products' speed{minutes}")
     return figures
 
 

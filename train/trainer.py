@@ -9,6 +9,7 @@ from torch import Tensor
 from train.architectures import SAE
 from train.config import TrainConfig
 from train.graphs import StepGraphs
+from train.kernels.device import on_triton
 from train.optimizer import Adam, lr_factor
 
 _FIGURES = ("mse", "sparsity", "aux", "l0", "variance", "steps")
@@ -30,7 +31,8 @@ class Trainer:
         self._sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=device)
         # On CUDA what changes from step to step is read from the device, so that a recorded step can be replayed.
         self._scalars = torch.zeros(2, dtype=torch.float64, device=device) if device.type == "cuda" else None
-        recorded = device.type == "cuda" and sae.shards.size == 1
+        # Without Triton some operations wait for the device, and the sums between processes are not ours to record.
+        recorded = on_triton(self._sums) and sae.shards.size == 1
         self._graphs = StepGraphs(self._step_on_device) if recorded else None
 
     def step(self, x: Tensor, variance: Tensor, step: int) -> None:

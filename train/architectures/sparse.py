@@ -113,12 +113,10 @@ class _GatherPreActs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, pre_acts: Tensor, selection: Selection,
-                also: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+                also: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(_operand(x, selection), also)
         ctx.selection = selection
         values = pre_acts.flatten().index_select(0, selection.flat).to(W_enc.dtype)  # bf16 under autocast
-        if also is None:
-            return values, None, None
         return values, W_enc.t().index_select(0, also), b_enc.index_select(0, also)
 
     @staticmethod
@@ -127,9 +125,8 @@ class _GatherPreActs(torch.autograd.Function):
         x, also = ctx.saved_tensors
         grad_W = _sum_by_latent(x, grad, ctx.selection)
         grad_b = grad.new_zeros(len(ctx.selection.counts)).index_add_(0, ctx.selection.latents, grad)
-        if also is not None:
-            grad_W.index_add_(0, also, of_rows)
-            grad_b.index_add_(0, also, of_biases)
+        grad_W.index_add_(0, also, of_rows)
+        grad_b.index_add_(0, also, of_biases)
         return None, grad_W.t(), grad_b, None, None, None
 
 
@@ -139,8 +136,8 @@ class _DecodePairs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, selection: Selection,
-                also: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        rows = None if also is None else W_dec.index_select(0, also)
+                also: Tensor) -> tuple[Tensor, Tensor]:
+        rows = W_dec.index_select(0, also)
         W_dec = _operand(W_dec, selection)
         ctx.save_for_backward(values, W_dec, also)
         ctx.selection = selection
@@ -157,10 +154,7 @@ class _DecodePairs(torch.autograd.Function):
         grad_values = torch.empty_like(values).index_copy_(0, selection.by_latent, products)
         if not ctx.needs_input_grad[1]:
             return grad_values, None, None, None
-        of_decoder = _sum_by_latent(grad, values, selection)
-        if also is not None:
-            of_decoder.index_add_(0, also, grads[1])
-        return grad_values, of_decoder, None, None
+        return grad_values, _sum_by_latent(grad, values, selection).index_add_(0, also, grads[1]), None, None
 
 
 class _DecodeActive(torch.autograd.Function):
@@ -181,23 +175,30 @@ class _DecodeActive(torch.autograd.Function):
         return grad @ W_dec.t(), of_decoder, None
 
 
+def nothing_of(tensor: Tensor) -> Tensor:
+    """No latents: int64 [0], on the device of ``tensor``."""
+    return tensor.new_empty(0, dtype=torch.int64)
+
+
 def gather_pre_acts(x: Tensor, W_enc: Tensor, b_enc: Tensor, pre_acts: Tensor, selection: Selection,
-                    also: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+                    also: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Selected pre-activations [n], differentiable in ``W_enc`` and ``b_enc``.
 
-    Where ``also`` names latents [m], their columns of ``W_enc`` as rows [m, d_in] and their biases [m] come with them,
-    differentiable at the cost of these m.
+    Of the latents ``also`` [m] (by default none), the columns of ``W_enc`` as rows [m, d_in] and the biases [m] come
+    with them, differentiable at the cost of these m.
     """
-    found: tuple[Tensor, Tensor | None, Tensor | None] = _GatherPreActs.apply(  # type: ignore[no-untyped-call]
+    also = nothing_of(x) if also is None else also
+    found: tuple[Tensor, Tensor, Tensor] = _GatherPreActs.apply(  # type: ignore[no-untyped-call]
         x, W_enc, b_enc, pre_acts, selection, also)
     return found
 
 
 def decode_pairs(values: Tensor, W_dec: Tensor, selection: Selection,
-                 also: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+                 also: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Decoded values [batch, d_in] without ``b_dec``, differentiable in ``values`` [n] and ``W_dec``; and the rows of
-    ``W_dec`` of the latents ``also`` [m], if there are any: [m, d_in]."""
-    found: tuple[Tensor, Tensor | None] = _DecodePairs.apply(  # type: ignore[no-untyped-call]
+    ``W_dec`` of the latents ``also``, as in `gather_pre_acts`: [m, d_in]."""
+    also = nothing_of(values) if also is None else also
+    found: tuple[Tensor, Tensor] = _DecodePairs.apply(  # type: ignore[no-untyped-call]
         values, W_dec, selection, also)
     return found
 

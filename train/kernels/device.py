@@ -1,12 +1,23 @@
 """Where Triton's kernels run."""
 
-from importlib.util import find_spec
+import warnings
+from functools import cache
 
 from torch import Tensor
 
-_INSTALLED = find_spec("triton") is not None
-
 
 def on_triton(tensor: Tensor) -> bool:
-    """Whether an operation on ``tensor`` has a Triton kernel: on CUDA, where Triton comes with torch on Linux."""
-    return tensor.is_cuda and _INSTALLED
+    """Whether an operation on ``tensor`` has a Triton kernel: on CUDA, where Triton can run."""
+    return tensor.is_cuda and triton_runs()
+
+
+@cache
+def triton_runs() -> bool:
+    """Ask Triton for its driver, which it builds with the machine's C compiler; warn if it cannot."""
+    try:
+        import triton
+        triton.runtime.driver.active.get_current_device()
+    except Exception as error:  # no wheel for this system, no compiler, no headers of Python, a GPU too old
+        warnings.warn(f"Triton cannot run here: {error}\nSteps on the GPU are slower without it.", stacklevel=2)
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Passes over the rows of a matrix that keep them at unit norm: what `train.optimizer` does to a decoder."""
+"""What `train.optimizer` does to a parameter, in as few passes as it takes."""
 
 import torch
 from torch import Tensor
