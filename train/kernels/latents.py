@@ -88,7 +88,7 @@ def jump_backward(z: Tensor, threshold: Tensor, silent: Tensor | None, jump: Jum
         through.view(-1)[places] = of_active
     far = (z - threshold).abs_() >= jump.bandwidth / 2
     through.mul_(threshold / jump.bandwidth).masked_fill_(far, 0)
-    to_threshold = -through.sum(0)
+    to_threshold = -through.sum(0, dtype=threshold.dtype)
     if grad_l0 is not None:
         to_threshold -= (grad_l0 @ (~far).to(grad_l0.dtype)) / jump.bandwidth
     to_z = through if jump.tanh_scale is not None else through.zero_()
@@ -96,7 +96,7 @@ def jump_backward(z: Tensor, threshold: Tensor, silent: Tensor | None, jump: Jum
     if silent is not None:
         pulled = silent.nonzero()[:, 0]
         below = grad_pull * silent[pulled] * (z[:, pulled] < threshold[pulled])
-        to_z.index_add_(1, pulled, -below)
+        to_z.index_add_(1, pulled, -below.to(to_z.dtype))
         to_threshold.index_add_(0, pulled, below.sum(0))
     return to_z, to_threshold
 
