@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.runs import Evaluated, FinishedRun
+from pipelines.titles import METRICS, SCOPES, STREAMS, subset_words
 
 NOT_DEFINED = "–"
 
@@ -25,47 +26,33 @@ class FigureRow:
 
 @dataclass(frozen=True)
 class _Figure:
-    title: str
-    subset: str
     metric: str
-    unit: str
+    """A name of `pipelines.titles.METRICS`."""
+    subset: str
+    """Or the scope of the language model's loss."""
     form: str
+    """Fewer digits than where SAEs are compared."""
 
-
-_SUBSET_WORDS = {
-    "content": "content tokens",
-    "policy": "all ordinary tokens",
-    "special": "special tokens, FIRST among them",
-    "special_without_first": "special tokens without FIRST",
-}
 
 _FIGURES = (
-    _Figure("explained variance", "content", "explained_variance", "share of 1", ".3f"),
-    _Figure("explained variance", "policy", "explained_variance", "share of 1", ".3f"),
-    _Figure("L0", "content", "l0", "active latents per token", ".1f"),
-    _Figure("L0", "policy", "l0", "active latents per token", ".1f"),
-    _Figure("cosine of x and its reconstruction", "content", "cosine", "mean over tokens", ".3f"),
-    _Figure("shrinkage", "content", "shrinkage", "1 is none, less is shrunk", ".3f"),
-    _Figure("mse", "content", "mse", "squared activation per dimension", "#.3g"),
-    _Figure("log2 mse_paper", "policy", "log2_mse_paper", "log2, mean of conversations' means", ".2f"),
-    _Figure("log2 mse", "special", "log2_mse", "log2, per dimension", ".2f"),
-    _Figure("log2 mse", "special_without_first", "log2_mse", "log2, per dimension", ".2f"),
+    _Figure("explained_variance", "content", ".3f"),
+    _Figure("explained_variance", "policy", ".3f"),
+    _Figure("l0", "content", ".1f"),
+    _Figure("l0", "policy", ".1f"),
+    _Figure("cosine", "content", ".3f"),
+    _Figure("shrinkage", "content", ".3f"),
+    _Figure("mse", "content", "#.3g"),
+    _Figure("log2_mse_paper", "policy", ".2f"),
+    _Figure("log2_mse", "special", ".2f"),
+    _Figure("log2_mse", "special_without_first", ".2f"),
 )
 
-_SCOPE_WORDS = {
-    "all": "all predictions",
-    "all_without_first": "all predictions, position 0 left as it is",
-    "assistant_without_first": "assistant's words, position 0 left as it is",
-}
-
-_STREAM_WORDS = {"conversations": "conversations", "blocks": "packed blocks"}
-
 _LOSSES = (
-    _Figure("KL", "all_without_first", "kl", "nats per token", ".4f"),
-    _Figure("KL", "assistant_without_first", "kl", "nats per token", ".4f"),
-    _Figure("KL", "all", "kl", "nats per token", ".4f"),
-    _Figure("CE added", "all_without_first", "delta_ce", "nats per token", ".4f"),
-    _Figure("CE recovered, of mean ablation", "all_without_first", "ce_recovered_mean", "share of 1", ".4f"),
+    _Figure("kl", "all_without_first", ".4f"),
+    _Figure("kl", "assistant_without_first", ".4f"),
+    _Figure("kl", "all", ".4f"),
+    _Figure("delta_ce", "all_without_first", ".4f"),
+    _Figure("ce_recovered_mean", "all_without_first", ".4f"),
 )
 """With the language model (`pipelines.loss`)."""
 
@@ -78,9 +65,9 @@ def figure_rows(runs: Sequence[Evaluated]) -> list[FigureRow]:
         sizes = {run.evaluation["subsets"].get(figure.subset, {}).get("num_rows") for run in runs}
         size = f" ({sizes.pop():,})" if len(sizes) == 1 and None not in sizes else ""
         rows.append(FigureRow(
-            title=figure.title,
-            subset=_SUBSET_WORDS[figure.subset] + size,
-            unit=figure.unit,
+            title=METRICS[figure.metric].title,
+            subset=subset_words(figure.subset) + size,
+            unit=METRICS[figure.metric].unit,
             cells=[NOT_DEFINED if value is None else format(value, figure.form) for value in values],
             exact=["" if value is None else repr(value) for value in values],
             intervals=[_interval(run.interval(figure.subset, figure.metric), figure.form) for run in runs],
@@ -91,7 +78,7 @@ def figure_rows(runs: Sequence[Evaluated]) -> list[FigureRow]:
 def _loss_rows(runs: Sequence[Evaluated]) -> list[FigureRow]:
     """Rows of what the language model loses, for each stream that it was run on."""
     rows = []
-    for stream, words in _STREAM_WORDS.items():
+    for stream, words in STREAMS.items():
         for figure in _LOSSES:
             found = [run.loss_scope(stream, figure.subset) for run in runs]
             sizes = {scope["num_tokens"] for scope in found if scope}
@@ -100,9 +87,9 @@ def _loss_rows(runs: Sequence[Evaluated]) -> list[FigureRow]:
             values = [scope.get(figure.metric) for scope in found]
             size = f" ({sizes.pop():,})" if len(sizes) == 1 else ""
             rows.append(FigureRow(
-                title=figure.title,
-                subset=f"{_SCOPE_WORDS[figure.subset]}, {words}{size}",
-                unit=figure.unit,
+                title=METRICS[figure.metric].title,
+                subset=f"{SCOPES[figure.subset]}, {words}{size}",
+                unit=METRICS[figure.metric].unit,
                 cells=[NOT_DEFINED if value is None else format(value, figure.form) for value in values],
                 exact=["" if value is None else repr(value) for value in values],
                 intervals=[_interval(scope.get("intervals", {}).get(figure.metric), figure.form) for scope in found],

@@ -48,8 +48,9 @@ class TrainConfig(Table):
     """Share of the steps, the last ones, over which the rate falls linearly to zero."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's decay of the gradient's average."""
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    """Adam's decay of the squared gradient's average."""
+    beta2: float | None = Field(default=None, ge=0, lt=1)
+    """Adam's decay of the squared gradient's average. By default the architecture's: 0.999, and for TopK kinds a
+    rule of the run's length."""
     grad_clip: float | None = Field(default=1.0, gt=0)
     """Largest global gradient norm of an SAE (the loss sums over d_in)."""
     scale: bool = True

@@ -310,9 +310,10 @@ class SetRun:
             "warm_start": None if member.warm_start is None else
             {"folder": member.warm_start, **member.recipe["warm_start"]},
             "recipe": member.recipe,
-            "resolved": {"lr": trainer.lr, "num_steps": facts.num_steps, "num_tokens": facts.length.num_tokens,
-                         "window_blocks": facts.window_blocks, "median_norm": facts.median_norm,
-                         "scale": self.statistics.scale, **coefficient, "train": facts.train},
+            "resolved": {"lr": trainer.lr, "beta2": trainer.beta2, "num_steps": facts.num_steps,
+                         "num_tokens": facts.length.num_tokens, "window_blocks": facts.window_blocks,
+                         "median_norm": facts.median_norm, "scale": self.statistics.scale, **coefficient,
+                         "train": facts.train},
             "units": facts.units,
             "num_rows": facts.num_rows,
             "policy": policy,

@@ -24,7 +24,8 @@ class Trainer:
         self.lr = lr
         self.config = config
         self.num_steps = sae.length.num_steps
-        self.adam = Adam(self.sae.named_parameters(), lr, (config.beta1, config.beta2), self.sae.lr_multiples(),
+        self.beta2 = sae.beta2() if config.beta2 is None else config.beta2
+        self.adam = Adam(self.sae.named_parameters(), lr, (config.beta1, self.beta2), self.sae.lr_multiples(),
                          self.sae.unit_rows, divided=self.sae.per_latent, shards=self.sae.shards)
         # bf16 products with fp32 weights and moments on CUDA. Most CPUs multiply bf16 slower than fp32.
         self._autocast = device.type == "cuda" and config.precision == "bfloat16"

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from pipelines.comparison.comparison import UNMATCHED, Comparison
 from pipelines.comparison.comparison import compare as compare_saes
-from pipelines.comparison.metrics import METRICS, is_headline, is_loss
 from pipelines.comparison.page import signed, write_comparison
+from pipelines.titles import METRICS, is_headline, is_loss
 from shared.redaction import without_secrets
 from train.evaluation.summary import summary_console
 

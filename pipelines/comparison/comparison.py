@@ -8,8 +8,8 @@ from pathlib import Path
 from pipelines.comparison.caches import check_caches, find_caches
 from pipelines.comparison.measure import DifferenceRow, Measured, differences, is_matched, measure, num_rows
 from pipelines.comparison.members import read_members
-from pipelines.comparison.metrics import MATCHED, is_headline, subset_words
 from pipelines.comparison.sets import SeedSet, make_sets
+from pipelines.titles import MATCHED, is_headline, subset_words
 from shared.errors import RecipeError
 from shared.reading.cache import Cache
 

@@ -19,9 +19,9 @@ from functools import partial
 
 import numpy as np
 
-from pipelines.comparison.metrics import MATCHED, METRICS, in_order, is_loss, l0_subset
 from pipelines.comparison.sets import SeedSet, seeds_of
 from pipelines.loss.figures import loss_figures
+from pipelines.titles import MATCHED, METRICS, in_order, is_loss, l0_subset
 from train.evaluation.bootstrap import interval, resampled_sums
 from train.evaluation.metrics import Floats
 from train.evaluation.paired import ConversationSums, activation_figures

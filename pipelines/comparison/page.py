@@ -18,11 +18,11 @@ from pipelines.comparison.measure import (
     MemberRow,
     member_rows,
 )
-from pipelines.comparison.metrics import MATCHED, METRICS, subset_words
 from pipelines.comparison.pictures import pictures
 from pipelines.comparison.recipes import commands_of
 from pipelines.comparison.sets import SeedSet, seeds_of
 from pipelines.comparison.tables import DensityRow, FrontierRow, TrainingRow, as_csv, exact
+from pipelines.titles import MATCHED, METRICS, subset_words
 from shared import storage
 from shared.provenance import versions
 from shared.showing.page import render

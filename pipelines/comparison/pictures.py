@@ -6,7 +6,6 @@ from typing import Any
 
 from pipelines.comparison.comparison import Comparison
 from pipelines.comparison.measure import DifferenceRow, FigureRow
-from pipelines.comparison.metrics import HEADLINE_SUBSETS, METRICS, is_loss, position_subsets, subset_words
 from pipelines.comparison.tables import DensityRow, FrontierRow
 from pipelines.plots.by_place import by_position, dots
 from pipelines.plots.density import Density, densities
@@ -15,6 +14,7 @@ from pipelines.plots.series import Point, Series
 from pipelines.plots.style import LOWEST, as_data_uri
 from pipelines.plots.training import Training, training_curves
 from pipelines.runs import FinishedRun
+from pipelines.titles import HEADLINE_SUBSETS, METRICS, is_loss, position_subsets, subset_words
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.comparison.measure import FigureRow, Measured
-from pipelines.comparison.metrics import is_loss, l0_subset, position_subsets
 from pipelines.comparison.sets import SeedSet
 from pipelines.runs import FinishedRun
+from pipelines.titles import is_loss, l0_subset, position_subsets
 
 TRAINING = ("loss", "explained_variance", "l0", "dead_latents", "held_out_explained_variance", "held_out_l0")
 """Figures of metrics.jsonl that are kept."""

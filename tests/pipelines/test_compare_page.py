@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pipelines.comparison.comparison import compare
-from pipelines.comparison.metrics import METRICS
 from pipelines.comparison.page import signed
 from pipelines.comparison.recipes import commands_of
+from pipelines.titles import METRICS
 from shared.errors import DataError, IdentityError, RecipeError
 from shared.reading.cache import open_cache
 from shared.recipe import read_recipe

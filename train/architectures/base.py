@@ -40,6 +40,8 @@ class SAEConfig(Table):
     """Seed of the initialisation, and of nothing else: the order of the batches is [train] data_seed."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate at its peak. By default [train] lr, or else a rule (`train.optimizer.default_lr`)."""
+    decoder_lr: float = Field(default=1.0, gt=0)
+    """W_dec learns at this multiple of the learning rate."""
     init: Literal["tied", "kaiming"] = "tied"
     """How W_dec and W_enc start. "tied": rows of W_dec in random directions, W_enc its transpose. "kaiming":
     Kaiming-uniform and independent of each other (SAELens 5, FAST). Rows of W_dec have unit norm in both."""
@@ -188,7 +190,11 @@ class SAE(nn.Module, ABC):
 
     def lr_multiples(self) -> dict[str, float]:
         """Parameters that learn at another rate than the rest, as multiples of it."""
-        return {}
+        return {"W_dec": self.config.decoder_lr}
+
+    def beta2(self) -> float:
+        """Adam's decay of the squared gradient where [train] gives none."""
+        return 0.999
 
     def calibrate(self, batches: list[Tensor]) -> None:
         """Set what is estimated with the final weights, from batches of training rows ``[batch, d_in]``."""

@@ -125,7 +125,7 @@ class JumpReLUSAE(SAE):
         return pre_acts.relu() * (pre_acts > self.threshold)
 
     def lr_multiples(self) -> dict[str, float]:
-        return {"theta": self.config.threshold_lr}
+        return super().lr_multiples() | {"theta": self.config.threshold_lr}
 
     def _start_thresholds(self, pre_acts: Tensor) -> None:
         """Each latent fires on the same share of the first batch: far fewer to prune than from half of all."""

@@ -35,12 +35,14 @@ class TopKConfig(SAEConfig):
 
     k: int = Field(default=32, ge=1)
     """Number of active latents: of each row (topk), or on average over a batch (batchtopk)."""
-    aux_coefficient: float = Field(default=1 / 32, ge=0)
+    decoder_lr: float = Field(default=3.0, gt=0)
+    """W_dec learns at this multiple of the learning rate. 3 was measured best (docs/quality.md)."""
+    aux_coefficient: float = Field(default=1 / 4, ge=0)
     """Weight of AuxK relative to the reconstruction's; 0 turns it off."""
     k_aux: int | None = Field(default=None, ge=1)
     """How many silent latents reconstruct the residual of a row. By default half of d_in."""
     dead_after_tokens: int | None = Field(default=None, ge=1)
-    """Tokens without firing after which AuxK takes a latent. By default 10 M or a tenth of the run."""
+    """Tokens without firing after which AuxK takes a latent. By default 10 M or a fiftieth of the run."""
 
     def sparsity_name(self) -> str:
         return f"k{self.k}"
@@ -72,13 +74,21 @@ class TopKSAE(SAE):
         self.config: TopKConfig = config
         self.k = min(config.k, self.d_sae)
         self.k_aux = config.k_aux if config.k_aux is not None else max(1, d_in // 2)
-        self.dead_after = config.dead_after_tokens or max(1, min(10_000_000, length.num_tokens // 10))
+        self.dead_after = config.dead_after_tokens or max(1, min(10_000_000, length.num_tokens // 50))
         self.sparse_on_cpu = True  # tests turn it off to compare with dense autograd
         self.register_buffer("silent", torch.zeros(self.width, dtype=torch.bool))
         self._silent_list: Tensor | None = None
         self._silent_weight: Tensor | None = None
         self._num_silent = 0  # of all processes, rounded up on CUDA
         self._silent_buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def beta2(self) -> float:
+        """Adam looks back over a tenth of the run: 100 steps at least (0.99), 1,000 at most (0.999, as is usual).
+
+        In a run of 1,000 steps, 0.999 weighs the large gradients of the beginning until the end. There 0.99 explains
+        more (docs/quality.md); architectures with a penalty were not measured with it.
+        """
+        return 1 - 1 / min(1000, max(100, self.length.num_steps // 10))
 
     def encode(self, x: Tensor) -> Tensor:
         pre_acts = self.pre_acts(x)

@@ -74,7 +74,7 @@ def auxk(p, x, x_hat):
     dead = torch.relu(x @ p["W_enc"] + p["b_enc"])[:, SILENT]
     chosen = torch.zeros_like(dead).scatter(1, dead.topk(3, dim=1).indices, 1.0)
     e_hat = dead * chosen @ p["W_dec"][SILENT]
-    return D_IN / 32 * (e - e_hat).square().sum() / (e - e.mean(0)).square().sum()
+    return D_IN / 4 * (e - e_hat).square().sum() / (e - e.mean(0)).square().sum()
 
 
 def topk(p, x, sae):

@@ -60,9 +60,9 @@ def test_the_jump_has_the_gradients_of_the_docstring():
         assert threshold.grad.tolist() == [0, -inside, -inside, -inside, 0]
 
 
-@pytest.mark.parametrize(("num_steps", "tokens"), [(100, 2_000), (10_000_000, 10_000_000), (1, 20)])
+@pytest.mark.parametrize(("num_steps", "tokens"), [(100, 400), (50_000_000, 10_000_000), (1, 4)])
 @pytest.mark.parametrize("name", ["topk", "batchtopk"])
-def test_auxk_takes_a_latent_after_a_tenth_of_the_run_or_ten_million_tokens(name, num_steps, tokens):
+def test_auxk_takes_a_latent_after_a_fiftieth_of_the_run_or_ten_million_tokens(name, num_steps, tokens):
     sae, x = build(name, num_steps, k=3)
     assert isinstance(sae, TopKSAE)
     assert sae.dead_after == tokens
@@ -72,6 +72,14 @@ def test_auxk_takes_a_latent_after_a_tenth_of_the_run_or_ten_million_tokens(name
     sae.tokens_since_fired[:4] = tokens
     assert sae.prepare(0) == 4
     assert sae.loss(x, 0).aux > 0
+
+
+@pytest.mark.parametrize(("num_steps", "steps"), [(10, 100), (1000, 100), (4000, 400), (10_000, 1000), (320_000, 1000)])
+def test_adam_looks_back_over_a_tenth_of_the_run_of_topk_kinds_within_bounds(num_steps, steps):
+    for name in ("topk", "batchtopk", "matryoshka"):
+        assert build(name, num_steps)[0].beta2() == pytest.approx(1 - 1 / steps, abs=1e-12)
+    for name in ("standard", "gated", "jumprelu"):
+        assert build(name, num_steps)[0].beta2() == 0.999
 
 
 def test_the_auxiliary_loss_of_gated_does_not_move_the_decoder():

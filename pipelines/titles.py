@@ -1,4 +1,4 @@
-"""Which figures are compared, on which subsets, and how they are written."""
+"""What figures and subsets of tokens are called on every page, and which of them stand first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Metric:
     title: str
     unit: str
     form: str
-    """How a value is formatted; a difference has a sign besides."""
+    """How a value is formatted where two are compared; a difference has a sign besides."""
 
 
 METRICS = {metric.name: metric for metric in (
@@ -24,7 +24,8 @@ METRICS = {metric.name: metric for metric in (
     Metric("mse_paper", "mse_paper", "mean of conversations' means", "#.4g"),
     Metric("log2_mse_paper", "log2 mse_paper", "log2, mean of conversations' means", ".3f"),
     Metric("normalised_error", "normalised error", "share of |x|², mean over tokens", ".4f"),
-    Metric("cosine", "cosine", "mean over tokens", ".4f"),
+    Metric("cosine", "cosine of x and its reconstruction", "mean over tokens", ".4f"),
+    Metric("shrinkage", "shrinkage", "1 is none, less is shrunk", ".4f"),
     Metric("l0", "L0", "active latents per token", ".2f"),
     Metric("kl", "KL", "nats per token", ".4f"),
     Metric("delta_ce", "CE added", "nats per token", ".4f"),
@@ -47,10 +48,12 @@ _WORDS = {
     "special_without_first": "special tokens without FIRST",
     "all": "all tokens",
 }
-_STREAMS = {"conversations": "loss on conversations", "blocks": "loss on packed blocks"}
-_SCOPES = {"all": "all predictions", "assistant": "assistant's words",
+STREAMS = {"conversations": "conversations", "blocks": "packed blocks"}
+"""What the language model's loss is measured on."""
+SCOPES = {"all": "all predictions", "assistant": "assistant's words",
            "all_without_first": "all predictions, position 0 left as it is",
            "assistant_without_first": "assistant's words, position 0 left as it is"}
+"""Which of its predictions."""
 
 
 def is_headline(subset: str, metric: str) -> bool:
@@ -61,14 +64,14 @@ def is_headline(subset: str, metric: str) -> bool:
 
 def is_loss(subset: str) -> bool:
     """Whether it is a stream and scope of the language model's loss."""
-    return subset.partition(":")[0] in _STREAMS
+    return subset.partition(":")[0] in STREAMS
 
 
 def subset_words(subset: str) -> str:
     """What a subset is called on a page."""
     kind, _, rest = subset.partition(":")
-    if kind in _STREAMS:
-        return f"{_STREAMS[kind]}: {_SCOPES.get(rest, rest)}"
+    if kind in STREAMS:
+        return f"loss on {STREAMS[kind]}: {SCOPES.get(rest, rest)}"
     if kind == "class":
         return f"class {rest.replace('_', ' ')}"
     if kind == "position":
