@@ -24,6 +24,10 @@ from train.shards import ALONE, Shards
 _REFRESH_STEPS = 16
 """Every how many steps the list of silent latents is made anew. On a GPU that is a wait for the device."""
 
+_DEAD_INTERVALS = 64
+"""Before it has missed so many of its mean intervals between firings, no latent is called silent: in short runs most
+would be, rare but alive."""
+
 _SPARSE_SHARE_ON_CUDA = 1 / 200
 """Share of active latents up to which sparse sums are taken on a GPU, where gathered rows come at the speed of its
 memory and dense products at that of its tensor cores. An estimate: at 1/768 a step took 6.5 ms on an H100, and a dense
@@ -42,7 +46,8 @@ class TopKConfig(SAEConfig):
     k_aux: int | None = Field(default=None, ge=1)
     """How many silent latents reconstruct the residual of a row. By default half of d_in."""
     dead_after_tokens: int | None = Field(default=None, ge=1)
-    """Tokens without firing after which AuxK takes a latent. By default 10 M or a fiftieth of the run."""
+    """Tokens without firing after which AuxK takes a latent. By default a fiftieth of the run: 64 d_sae / k at least
+    (64 times what lies between two firings on average), 10 M at most."""
 
     def sparsity_name(self) -> str:
         return f"k{self.k}"
@@ -74,7 +79,8 @@ class TopKSAE(SAE):
         self.config: TopKConfig = config
         self.k = min(config.k, self.d_sae)
         self.k_aux = config.k_aux if config.k_aux is not None else max(1, d_in // 2)
-        self.dead_after = config.dead_after_tokens or max(1, min(10_000_000, length.num_tokens // 50))
+        self.dead_after = config.dead_after_tokens or min(
+            10_000_000, max(length.num_tokens // 50, _DEAD_INTERVALS * self.d_sae // self.k))
         self.sparse_on_cpu = True  # tests turn it off to compare with dense autograd
         self.register_buffer("silent", torch.zeros(self.width, dtype=torch.bool))
         self._silent_list: Tensor | None = None

@@ -60,9 +60,9 @@ def test_the_jump_has_the_gradients_of_the_docstring():
         assert threshold.grad.tolist() == [0, -inside, -inside, -inside, 0]
 
 
-@pytest.mark.parametrize(("num_steps", "tokens"), [(100, 400), (50_000_000, 10_000_000), (1, 4)])
+@pytest.mark.parametrize(("num_steps", "tokens"), [(1000, 4_000), (50_000_000, 10_000_000), (1, 853)])
 @pytest.mark.parametrize("name", ["topk", "batchtopk"])
-def test_auxk_takes_a_latent_after_a_fiftieth_of_the_run_or_ten_million_tokens(name, num_steps, tokens):
+def test_auxk_takes_a_latent_after_a_fiftieth_of_the_run_within_bounds(name, num_steps, tokens):
     sae, x = build(name, num_steps, k=3)
     assert isinstance(sae, TopKSAE)
     assert sae.dead_after == tokens
