@@ -37,9 +37,6 @@ HEADLINE_SUBSETS = ("content", "policy", "all_without_first", "special_without_f
 HEADLINE_METRICS = ("explained_variance", "log2_mse", "l0", "kl", "delta_ce", "ce_recovered_mean")
 """What the page and the terminal show; the CSV files have all."""
 
-MATCHED = 0.05
-"""By how much of itself the L0 of two SAEs may differ for their figures to be compared."""
-
 _WORDS = {
     "content": "content tokens",
     "policy": "ordinary tokens",
@@ -51,8 +48,8 @@ _WORDS = {
 STREAMS = {"conversations": "conversations", "blocks": "packed blocks"}
 """What the language model's loss is measured on."""
 SCOPES = {"all": "all predictions", "assistant": "assistant's words",
-           "all_without_first": "all predictions, position 0 left as it is",
-           "assistant_without_first": "assistant's words, position 0 left as it is"}
+          "all_without_first": "all predictions, position 0 left as it is",
+          "assistant_without_first": "assistant's words, position 0 left as it is"}
 """Which of its predictions."""
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.comparison.caches import check_caches, find_caches
-from pipelines.comparison.measure import DifferenceRow, Measured, differences, is_matched, measure, num_rows
+from pipelines.comparison.measure import MATCHED, DifferenceRow, Measured, differences, is_matched, measure, num_rows
 from pipelines.comparison.members import read_members
 from pipelines.comparison.sets import SeedSet, make_sets
-from pipelines.titles import MATCHED, is_headline, subset_words
+from pipelines.titles import is_headline, subset_words
 from shared.errors import RecipeError
 from shared.reading.cache import Cache
 

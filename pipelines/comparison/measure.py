@@ -21,7 +21,7 @@ import numpy as np
 
 from pipelines.comparison.sets import SeedSet, seeds_of
 from pipelines.loss.figures import loss_figures
-from pipelines.titles import MATCHED, METRICS, in_order, is_loss, l0_subset
+from pipelines.titles import METRICS, in_order, is_loss, l0_subset
 from train.evaluation.bootstrap import interval, resampled_sums
 from train.evaluation.metrics import Floats
 from train.evaluation.paired import ConversationSums, activation_figures
@@ -29,6 +29,9 @@ from train.evaluation.paired import ConversationSums, activation_figures
 COUNTS, WITHIN_SEEDS, HOLDS_ZERO, NO_SEEDS, NO_INTERVAL = (
     "counts", "within seeds", "holds 0", "no seeds", "no interval")
 """What may be said of a difference."""
+
+MATCHED = 0.05
+"""By how much of itself the L0 of two SAEs may differ for their figures to be compared."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pipelines.comparison.comparison import UNMATCHED, Comparison
 from pipelines.comparison.measure import (
     COUNTS,
     HOLDS_ZERO,
+    MATCHED,
     NO_INTERVAL,
     NO_SEEDS,
     WITHIN_SEEDS,
@@ -22,7 +23,7 @@ from pipelines.comparison.pictures import pictures
 from pipelines.comparison.recipes import commands_of
 from pipelines.comparison.sets import SeedSet, seeds_of
 from pipelines.comparison.tables import DensityRow, FrontierRow, TrainingRow, as_csv, exact
-from pipelines.titles import MATCHED, METRICS, subset_words
+from pipelines.titles import METRICS, subset_words
 from shared import storage
 from shared.provenance import versions
 from shared.showing.page import render
