@@ -202,7 +202,7 @@ def modern_reference(cache, train):
             dead = torch.relu(z[:, silent])
             e_hat = torch.where(dead >= dead.topk(min(12, dead.shape[1]), dim=1).values[:, -1:], dead, 0)
             total = total + D_IN / 4 * ((e - e_hat @ p["W_dec"][silent]).square().sum()
-                                         / (e - e.mean(0)).square().sum())
+                                        / (e - e.mean(0)).square().sum())
         silent_for.add_(len(x))[(latents > 0).any(0)] = 0
         return total
 
