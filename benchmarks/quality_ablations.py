@@ -54,6 +54,7 @@ VARIANTS = {
     "a third of the learning rate": Variant(lr=1 / 3),
     "5/3 of the learning rate": Variant(lr=5 / 3),
     "decoder at the encoder's rate": Variant(sae={"decoder_lr": 1.0}),
+    "biases at the encoder's rate": Variant(sae={"bias_lr": 1.0}),
     "beta2 0.999": Variant(train={"beta2": 0.999}),
     "constant learning rate": Variant(train={"warmup_share": 0.0, "decay_share": 0.0}),
     "no clipping": Variant(train={"grad_clip": None}),

@@ -218,7 +218,7 @@ def modern_reference(cache, train):
     start = raw({key: value.clone() for key, value in p.items()})
     # A tenth of 300 steps is less than the 100 that the squared gradient is averaged over at least.
     ended = train_reference(p, float64_batches(cache, train, 1024, lambda x: (x - centre) * scale), loss, lr,
-                            beta2=0.99, multiples={"W_dec": 3})
+                            beta2=0.99, multiples={"W_dec": 3, "b_enc": 4})
     return ended, start, raw
 
 

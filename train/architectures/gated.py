@@ -15,6 +15,7 @@ b_gate is `b_enc` in our code: it is the bias of ``pre_acts``, which are the gat
 """
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from train.architectures.base import Loss, RunLength
@@ -25,6 +26,9 @@ from train.shards import ALONE, Shards
 
 class GatedConfig(StandardConfig):
     """Fields of a [[sae]] table with ``architecture = "gated"``: those of "standard", the penalty on the gate."""
+
+    bias_lr: float = Field(default=1.0, gt=0)
+    """b_enc, the gate's bias, learns at this multiple of the learning rate: 4 explains no more here."""
 
 
 class GatedSAE(StandardSAE):

@@ -9,6 +9,7 @@ while (counted in tokens), so that dead latents learn what the others miss. With
 square of 1 per dimension, both terms are in units of explained variance times d_in.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,8 +40,6 @@ class TopKConfig(SAEConfig):
 
     k: int = Field(default=32, ge=1)
     """Number of active latents: of each row (topk), or on average over a batch (batchtopk)."""
-    decoder_lr: float = Field(default=3.0, gt=0)
-    """W_dec learns at this multiple of the learning rate. 3 was measured best (docs/quality.md)."""
     aux_coefficient: float = Field(default=1 / 4, ge=0)
     """Weight of AuxK relative to the reconstruction's; 0 turns it off."""
     k_aux: int | None = Field(default=None, ge=1)
@@ -87,6 +86,14 @@ class TopKSAE(SAE):
         self._silent_weight: Tensor | None = None
         self._num_silent = 0  # of all processes, rounded up on CUDA
         self._silent_buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def default_decoder_lr(self) -> float:
+        """3, and 3 sqrt(batch / 1024) for batches under 1,024 rows, at least 1.
+
+        3 was measured best with 1,024 rows (docs/quality.md). With 128 rows 1 explains more than 3 or 0.5, and with 512
+        2 more than 3 (`benchmarks.learning_rate`).
+        """
+        return max(1.0, 3 * math.sqrt(min(1.0, self.length.batch_size / 1024)))
 
     def beta2(self) -> float:
         """Adam looks back over a tenth of the run: 100 steps at least (0.99), 1,000 at most (0.999, as is usual).

@@ -119,7 +119,7 @@ def test_a_planted_dictionary_is_found_at_the_asked_l0_in_some_hundred_steps(nam
     x = torch.from_numpy(rows - rows.mean(0))
     x = x * torch.sqrt(24 / x.square().sum(1).mean())
     x, held_out = x.split([BATCH * 64, BATCH * 16])
-    steps = 400
+    steps = 600
     sae = build(name, d_in=24, num_steps=steps, l0=2)
     trainer = Trainer(name, sae, 1e-2, TrainConfig(), torch.device("cpu"))
     for step in range(steps):

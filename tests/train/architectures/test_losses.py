@@ -82,6 +82,26 @@ def test_adam_looks_back_over_a_tenth_of_the_run_of_topk_kinds_within_bounds(num
         assert build(name, num_steps)[0].beta2() == 0.999
 
 
+@pytest.mark.parametrize(("batch_size", "multiple"),
+                         [(8, 1), (128, 3 / 8**0.5), (512, 3 / 2**0.5), (1024, 3), (8192, 3)])
+def test_the_decoder_of_topk_kinds_learns_three_times_as_fast_but_in_small_batches(batch_size, multiple):
+    length = RunLength(100, batch_size)
+    for name in ("topk", "batchtopk", "matryoshka"):
+        config = ARCHITECTURES[name].Config
+        assert ARCHITECTURES[name](config(d_sae=D_SAE), D_IN, length).lr_multiples() == pytest.approx(
+            {"W_dec": multiple, "b_enc": 4})
+        given = ARCHITECTURES[name](config(d_sae=D_SAE, decoder_lr=2.0, bias_lr=0.5), D_IN, length)
+        assert given.lr_multiples() == {"W_dec": 2, "b_enc": 0.5}
+
+
+@pytest.mark.parametrize(("name", "multiples"), [("standard", {"b_enc": 4}), ("gated", {"b_enc": 1}),
+                                                 ("jumprelu", {"b_enc": 4, "theta": 3})])
+def test_parameters_of_kinds_with_a_penalty_learn_at_multiples_that_no_batch_changes(name, multiples):
+    for batch_size in (128, 1024):
+        sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=D_SAE), D_IN, RunLength(100, batch_size))
+        assert sae.lr_multiples() == {"W_dec": 1} | multiples
+
+
 def test_the_auxiliary_loss_of_gated_does_not_move_the_decoder():
     sae, x = build("gated", l1_coefficient=0.0)
     with torch.no_grad():
