@@ -4,14 +4,16 @@
 
 A case is an architecture and a batch size; without one, all are measured. All contenders of a case take the
 same batches in the same order, scaled alike, with the same peak learning rate, with unit decoder norm (or
-what the package has for it), gradient clipping and AuxK on, in turns of a few steps. The gate is quality:
-explained variance on the same held-out rows after the same number of steps, at an L0 no larger than the
-peer's or the asked one. The floor is what no step can do without: the encoder's product and the
-optimiser's pass over weights and moments.
+what the package has for it), gradient clipping and AuxK on, in turns of a few steps. All cases see as many rows:
+with fewer in a batch there are more steps, at a rate that falls with the root of the batch (Malladi et al. 2022,
+arXiv 2205.10287). The gate is quality: explained variance on the same held-out rows after the same number of steps,
+at an L0 no larger than the peer's or the asked one. The floor is what no step can do without: the encoder's product
+and the optimiser's pass over weights and moments.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import tempfile
@@ -51,24 +53,27 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=4608)
     parser.add_argument("--k", type=int, default=32, help="k, or the L0 to come to")
     parser.add_argument("--turns", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=10, help="steps a turn")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, default=10, help="steps a turn, of 1,024 rows")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate for batches of 1,024 rows")
     parser.add_argument("--l1-coefficient", type=float, default=1.3,
                         help="sae-lens's for standard: where our controller ends on these rows for an L0 of 32")
     parser.add_argument("--l0-coefficient", type=float, default=0.1, help="the same for jumprelu")
     arguments = parser.parse_args()
-    num_steps = arguments.turns * arguments.steps
-    config = {"device": "cpu", "d_sae": arguments.d_sae, "k": arguments.k, "lr": arguments.lr, "num_steps": num_steps,
-              "warmup_steps": num_steps // 20, "decay_steps": num_steps // 5, "threads": torch.get_num_threads(),
-              "l1_coefficient": arguments.l1_coefficient, "l0_coefficient": arguments.l0_coefficient}
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(open_cache(arguments.cache), arguments.layer, num_steps * 1024, Path(folder))
+        write_rows(open_cache(arguments.cache), arguments.layer, arguments.turns * arguments.steps * 1024, Path(folder))
         for case in arguments.cases:
             architecture, _, batch_size = case.partition("-")
+            steps = arguments.steps * 1024 // int(batch_size)
+            num_steps = arguments.turns * steps
+            config = {"device": "cpu", "d_sae": arguments.d_sae, "k": arguments.k,
+                      "lr": arguments.lr * math.sqrt(int(batch_size) / 1024), "num_steps": num_steps,
+                      "warmup_steps": num_steps // 20, "decay_steps": num_steps // 5,
+                      "threads": torch.get_num_threads(), "l1_coefficient": arguments.l1_coefficient,
+                      "l0_coefficient": arguments.l0_coefficient}
             print(case, flush=True)
             figures = compare(Path(folder), {"architecture": architecture, "batch_size": int(batch_size), **config},
-                              arguments.peers, arguments.turns, arguments.steps)
-            result = {"layer": arguments.layer, **config, **figures}
+                              arguments.peers, arguments.turns, steps)
+            result = {"cache": Path(arguments.cache).name, "layer": arguments.layer, **config, **figures}
             save(f"train_step_{architecture}_batch{batch_size}", result)
             print(readme_row(result))
 
@@ -229,7 +234,7 @@ def readme_row(result: dict[str, Any]) -> str:
     """The line of a result in the README's table of speeds; a test compares them."""
     peers, versions, quality = list(result["ratio"]), result["peer_versions"], result["quality"]
     name = {"topk": "TopK", "batchtopk": "BatchTopK", "standard": "Standard", "jumprelu": "JumpReLU"}
-    what = f"{name[result['architecture']]} step, batch {result['batch_size']:,}, {result['num_steps']} steps"
+    what = f"{name[result['architecture']]} step, batch {result['batch_size']:,}, {result['num_steps']:,} steps"
     floor = f"; {result['share_of_floor']:.0%} of the floor" if "share_of_floor" in result else ""
     explained = ", ".join(f"{quality[of]['explained_variance']:.3f} at L0 {quality[of]['l0']:.0f}"
                           for of in ("ours", *peers))
