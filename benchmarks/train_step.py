@@ -110,7 +110,8 @@ class Ours:
         self._held_out = load_rows(folder, "held_out").to(device)
         architecture = ARCHITECTURES[config["architecture"]]
         sparsity = "k" if "k" in architecture.Config.model_fields else "l0"
-        table = architecture.Config.model_validate({"d_sae": config["d_sae"], sparsity: config["k"]})
+        table = architecture.Config.model_validate({"d_sae": config["d_sae"], sparsity: config["k"],
+                                                    **config.get("sae", {})})
         sae = architecture(table, self._held_out.shape[1], RunLength(config["num_steps"], config["batch_size"]))
         schedule = TrainConfig(warmup_share=0.05, decay_share=0.2)
         self._trainer = Trainer("ours", sae, config["lr"], schedule, torch.device(device))

@@ -28,7 +28,8 @@ class GatedConfig(StandardConfig):
     """Fields of a [[sae]] table with ``architecture = "gated"``: those of "standard", the penalty on the gate."""
 
     bias_lr: float = Field(default=1.0, gt=0)
-    """b_enc, the gate's bias, learns at this multiple of the learning rate: 4 explains no more here."""
+    """b_enc, the gate's bias, learns at this multiple of the learning rate. 4 explained no more in a trial of 300
+    steps."""
 
 
 class GatedSAE(StandardSAE):

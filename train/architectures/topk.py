@@ -90,8 +90,8 @@ class TopKSAE(SAE):
     def default_decoder_lr(self) -> float:
         """3, and 3 sqrt(batch / 1024) for batches under 1,024 rows, at least 1.
 
-        3 was measured best with 1,024 rows (docs/quality.md). With 128 rows 1 explains more than 3 or 0.5, and with 512
-        2 more than 3 (`benchmarks.learning_rate`).
+        With 1,024 rows 3 explains more than 1 (docs/quality.md); with fewer it is too fast
+        (`benchmarks.learning_rate`).
         """
         return max(1.0, 3 * math.sqrt(min(1.0, self.length.batch_size / 1024)))
 
