@@ -92,16 +92,19 @@ def elsewhere(cache: Path) -> list[Path]:
 def watch_for(seconds: float, cache: Path) -> Watch:
     """A watch that has looked at the writers of other machines for ``seconds`` by our own clock."""
     watch = Watch(seconds)
-    until = time.monotonic() + seconds
-    while True:
+
+    def look() -> None:
         for heartbeat in elsewhere(cache):
             watch.is_dead(heartbeat)
         for claim in (cache / CLAIMS).glob("*/*"):
             watch.is_stalled(claim)
-        left = until - time.monotonic()
-        if left <= 0:
-            return watch
+
+    look()
+    until = time.monotonic() + seconds  # from the end of the first look, which may take long itself
+    while (left := until - time.monotonic()) > 0:
         time.sleep(min(left, 1.0))
+        look()
+    return watch
 
 
 class _Ended:

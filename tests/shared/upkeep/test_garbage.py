@@ -12,6 +12,7 @@ from shared import storage
 from shared.errors import CorruptError
 from shared.format.layout import CLAIMS, HEARTBEAT, TMP, Geometry
 from shared.format.plan import read_plan
+from shared.upkeep import garbage
 from shared.upkeep.garbage import collect, elsewhere, find_garbage, watch_for
 from shared.upkeep.verify import files_to_check, verify
 from shared.writing.claims import Claims, Work
@@ -212,3 +213,15 @@ def test_a_claim_that_a_power_cut_emptied_is_collected_after_some_patience(cache
     assert [one.path.name for one in found] == ["000001.g0.c0"]
     collect(cache, watch, found)
     assert not list(folder.iterdir())
+
+
+def test_what_is_stalled_is_found_however_long_the_first_look_takes(cache, monkeypatch):
+    def slowly(folder):
+        time.sleep(0.2)
+        return elsewhere(folder)
+
+    monkeypatch.setattr(garbage, "elsewhere", slowly)
+    folder = cache / CLAIMS / PASS_ID
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "000001.g0.c0").touch()
+    assert [one.path.name for one in find_garbage(cache, watch_for(0.1, cache))] == ["000001.g0.c0"]
