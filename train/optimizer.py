@@ -20,7 +20,8 @@ def default_lr(d_sae: int, num_tokens: int, batch_size: int) -> float:
     width at 500 million. The root of the batch is Adam's (Malladi et al. 2022, arXiv 2205.10287), and holds here
     (`benchmarks.learning_rate`): on 307,200 tokens of layer 9 of the embedded model, where the other factors say
     4.4e-3, TopK explains most at 1.6e-3 with 128 rows (0.867, against 0.834 at 4.4e-3). With 512 rows it is 0.863
-    at the rule's 3.1e-3, and 0.866 at 1.5e-3, under that benchmark's flat schedule. Larger batches than 1,024 were not measured.
+    at the rule's 3.1e-3, and 0.866 at 1.5e-3, under that benchmark's flat schedule. Larger batches than 1,024
+    were not measured.
     """
     of_run = min(6e-3, 3e-3 * math.sqrt(4608 / d_sae) * (1e6 / max(1, num_tokens)) ** (1 / 3))
     return float(of_run * math.sqrt(min(1.0, batch_size / 1024)))

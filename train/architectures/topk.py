@@ -90,8 +90,9 @@ class TopKSAE(SAE):
     def default_decoder_lr(self) -> float:
         """3, and 3 sqrt(batch / 1024) for batches under 1,024 rows, at least 1.
 
-        With 1,024 rows 3 explains more than 1 (docs/quality.md). With fewer it is too fast (`benchmarks.learning_rate`):
-        TopK explains 0.863 with 128 rows, against 0.867 by this rule and 0.859 at 0.5; 0.860 against 0.863 with 512.
+        With 1,024 rows 3 explains more than 1 (docs/quality.md). With fewer it is too fast
+        (`benchmarks.learning_rate`): TopK explains 0.863 with 128 rows, against 0.867 by this rule and 0.859 at 0.5;
+        0.860 against 0.863 with 512.
         """
         return max(1.0, 3 * math.sqrt(min(1.0, self.length.batch_size / 1024)))
 
