@@ -25,6 +25,7 @@ Buffer = bytes | bytearray | memoryview
 
 _observer: Observer | None = None
 _durable_folders: set[Path] = set()
+_PARTIAL = ".partial"
 _MAX_VECTORS = 512  # well under IOV_MAX (1024 on Linux)
 
 
@@ -196,13 +197,18 @@ def write_new_file(path: Path, data: Buffer) -> None:
 
 def write_file(path: Path, data: Buffer, temporary_folder: Path | None = None) -> None:
     """Create or replace ``path`` atomically: old bytes or new bytes, never a mix, also after a power cut."""
-    temporary = (temporary_folder or path.parent) / f".{path.name}.{uuid.uuid4().hex[:12]}.partial"
+    temporary = (temporary_folder or path.parent) / f".{path.name}.{uuid.uuid4().hex[:12]}{_PARTIAL}"
     try:
         write_new_file(temporary, data)
         publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is what a killed writer left: of `write_file`, or of one that names its files in the same way."""
+    return path.name.startswith(".") and path.name.endswith(_PARTIAL)
 
 
 def rename(temporary: Path, path: Path) -> None:

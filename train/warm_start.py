@@ -1,6 +1,7 @@
 """Warm start: begin with the weights of a finished SAE, from a base model to its chat model, from layer to layer.
 
-The source's weights take raw activations (`train.export.folding`). Unfolded with the new run's centre c and scale s,
+The source is an SAE of ours, or anybody's in a layout that `train.export.load_sae` opens, its decoder's rows brought
+to unit norm. Its weights take raw activations (`train.export.folding`). With the new run's centre c and scale s,
 
     b_dec = (b_dec'' - c) s,    b_enc = b_enc'' s - b_dec W_enc,    threshold = threshold'' s
 
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor
 
 from shared.digests import file_digest
-from shared.errors import CorruptError, RecipeError
+from shared.errors import CorruptError, RecipeError, StorageError
 from shared.sealed_json import read_sealed
 from train.architectures import SAE
-from train.export import SAE_WEIGHTS, ExportedSAE, load_sae
+from train.export import SAE_WEIGHTS, ExportedSAE, load_sae, weights_file
 from train.export.saelens import CONFIG
 from train.statistics import InputStatistics
 
@@ -31,17 +32,29 @@ _RUN = "run.json"
 def read_source(folder: str, where: str) -> dict[str, Any]:
     """What a recipe keeps of the source in ``folder``: its name, architecture, sizes, cache, layer, weights' digest.
 
+    Of one that was made elsewhere, what its config says in place of the cache; where it lies is no part of it.
+
     Raises:
-        RecipeError: there is no finished SAE. CorruptError: its run.json is damaged.
+        RecipeError: there is no finished SAE. CorruptError: its files are damaged.
     """
     path = Path(folder)
     if not (path / _RUN).is_file():
-        raise RecipeError(f"{where}.warm_start: {folder!r} holds no finished SAE (there is no {_RUN}). Expected a "
-                          "folder such as runs/<cache>/layer<L>/<sae name>.")
+        return _foreign_source(path, where)
     run = read_sealed(path / _RUN)
     config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     return {"sae": run["name"], "architecture": run["architecture"], "d_in": config["d_in"], "d_sae": config["d_sae"],
             "cache_id": run["cache_id"], "layer": run["layer"], "weights": run["files"][SAE_WEIGHTS]}
+
+
+def _foreign_source(path: Path, where: str) -> dict[str, Any]:
+    try:
+        source, digest = load_sae(path), file_digest(weights_file(path))
+    except (RecipeError, StorageError) as error:
+        raise RecipeError(f"{where}.warm_start: {str(path)!r} holds no finished SAE. Expected a folder such as "
+                          f"runs/<cache>/layer<L>/<sae name>, or an SAE of another tool. {error}") from error
+    return {"sae": f"{source.layout}-{digest[:6]}", "architecture": source.architecture, "d_in": source.d_in,
+            "d_sae": source.d_sae, "cache_id": None, "layer": source.made_for.layer, "weights": digest,
+            "made_for": vars(source.made_for)}
 
 
 def start_from(sae: SAE, folder: str, weights: str, statistics: InputStatistics) -> None:
@@ -54,10 +67,11 @@ def start_from(sae: SAE, folder: str, weights: str, statistics: InputStatistics)
     Raises:
         CorruptError: the weights are others by now.
     """
-    if file_digest(Path(folder) / SAE_WEIGHTS) != weights:
-        raise CorruptError(f"{Path(folder) / SAE_WEIGHTS} is not what it was when this training was begun. Bring it "
-                           "back, or start over with --fresh.")
-    sae.start_from(unfold(load_sae(folder), statistics))
+    path = weights_file(Path(folder))
+    if file_digest(path) != weights:
+        raise CorruptError(f"{path} is not what it was when this training was begun. Bring it back, or start over with "
+                           "--fresh.")
+    sae.start_from(unfold(load_sae(folder).with_unit_rows(), statistics))
 
 
 @torch.no_grad()

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from shared.digests import file_digest
+from shared.errors import RecipeError
 from shared.sealed_json import read_sealed
 from tests.train import tiny_run
+from tests.train.export.layouts import write_saelens
 from tests.train.fake_cache import planted
 from tests.train.test_run import weights
 from train.architectures import ARCHITECTURES
@@ -49,6 +52,59 @@ def test_it_begins_with_the_sources_latents_and_reconstructions_in_its_own_units
     # fp32 products of width 24 on either side, of rows that are 0.37 times as large on one
     torch.testing.assert_close(sae.encode(new.apply(raw)), latents * 0.37, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sae(new.apply(raw)), new.apply(source(raw)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("source", ["standard", "jumprelu"])
+def test_a_gated_one_passes_on_what_a_source_without_gates_gave(sources, source):
+    rows, _ = planted(256, d_in=24)
+    raw = torch.from_numpy(rows * 3 - 2)
+    new = InputStatistics(torch.linspace(-1, 1, 24), 0.37)
+    sae = ARCHITECTURES["gated"](ARCHITECTURES["gated"].Config(d_sae=40, l0=3.0), 24, RunLength(10, 64))
+    sae.start_from(unfold(load_sae(sources[source]), new))
+    found = load_sae(sources[source])
+    latents = found.encode(raw)
+    if source == "jumprelu":  # gates open at zero: what a threshold held back comes through
+        latents = ((raw - found.b_dec) @ found.W_enc + found.b_enc).relu()
+    torch.testing.assert_close(sae.encode(new.apply(raw)), latents * 0.37, rtol=1e-4, atol=1e-4)
+
+
+def foreign(folder, **config):
+    """A JumpReLU of SAELens's layout, its decoder's rows of all lengths, made for another model."""
+    generator = torch.Generator().manual_seed(5)
+    tensors = {"W_enc": torch.randn(24, 40, generator=generator) / 4, "b_enc": torch.randn(40, generator=generator) / 4,
+               "W_dec": torch.randn(40, 24, generator=generator), "b_dec": torch.randn(24, generator=generator),
+               "threshold": torch.rand(40, generator=generator)}
+    return write_saelens(folder, tensors, architecture="jumprelu", d_in=24, d_sae=40,
+                         hook_name="blocks.9.hook_resid_post", model_name="org/base", **config)
+
+
+def test_it_begins_with_an_sae_that_was_made_elsewhere(tmp_path):
+    folder = foreign(tmp_path / "base")
+    raw = torch.randn(200, 24, generator=torch.Generator().manual_seed(1)) * 3
+    new = InputStatistics(torch.linspace(-1, 1, 24), 0.37)
+    source = load_sae(folder)
+    sae = ARCHITECTURES["jumprelu"](ARCHITECTURES["jumprelu"].Config(d_sae=40, l0=3.0), 24, RunLength(10, 64))
+    start_from(sae, str(folder), file_digest(folder / "sae_weights.safetensors"), new)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
+    torch.testing.assert_close(sae(new.apply(raw)), new.apply(source(raw)), rtol=1e-4, atol=1e-4)
+    assert ((sae.encode(new.apply(raw)) > 0) == (source.encode(raw) > 0)).all()
+
+
+def test_a_run_that_starts_elsewhere_says_from_what_and_checks_it_again(tmp_path):
+    folder = foreign(tmp_path / "base")
+    recipe = {"train": TRAIN, "sae": [{"architecture": "jumprelu", "l0": 3.0, "warm_start": str(folder)}]}
+    tiny_run.stopped_at(25, tmp_path / "runs", recipe)
+    _, [sae] = tiny_run.train(tmp_path / "runs", recipe)
+    run = read_sealed(sae / "run.json")
+    assert run["kind"] == "warm_start"
+    assert sae.name.startswith("jumprelu-40-")
+    started = run["warm_start"]
+    assert (started["folder"], started["layer"], started["cache_id"]) == (str(folder), 9, None)
+    assert started["made_for"]["model"] == "org/base"
+    assert started["weights"] == file_digest(folder / "sae_weights.safetensors")
+    other = foreign(tmp_path / "other", normalize_activations="layer_norm")
+    with pytest.raises(RecipeError, match=r"holds no finished SAE.*normalize_activations"):
+        tiny_run.train(tmp_path / "runs", {"train": TRAIN, "sae": [{"architecture": "topk", "warm_start": str(other)}]})
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -14,6 +14,8 @@ b_gate is `b_enc` in our code: it is the bias of ``pre_acts``, which are the gat
 (`train.sparsity`) or is given; at the end a common shift of b_gate sets the mean L0 of training rows.
 """
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -43,6 +45,12 @@ class GatedSAE(StandardSAE):
         super().__init__(config, d_in, length, shards)
         self.r_mag = nn.Parameter(torch.zeros(self.width))
         self.b_mag = nn.Parameter(torch.zeros(self.width))
+
+    @torch.no_grad()
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        super().start_from(weights)
+        if "b_enc" in weights and "b_mag" not in weights:
+            self.b_mag.copy_(self.b_enc)  # a source without gates: they open where it was active, and pass what it gave
 
     def magnitudes(self, gate: Tensor) -> Tensor:
         """ReLU(magnitude) ``[batch, width]`` from the gate, without a second product with W_enc."""

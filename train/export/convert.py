@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shared import storage
 from shared.errors import RecipeError
 from shared.sealed_json import read_sealed
 from train.architectures.matryoshka import MatryoshkaConfig
@@ -35,7 +36,7 @@ def export_sae(run_folder: Path, form: str, out: Path) -> None:
         raise RecipeError(f"{run['name']} is a {architecture} SAE, and sparsify's SparseCoder keeps the k largest "
                           "latents of every token, whatever their size: it can represent topk alone. Take --format "
                           "dictionary_learning; SAELens opens the run's folder as it is.")
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - FORMATS[form]):
+    if out.exists() and (not out.is_dir() or _names(out) - FORMATS[form]):
         raise RecipeError(f"--out {out} holds something else than {' and '.join(sorted(FORMATS[form]))}. Take a new "
                           "folder.")
     check_files(run_folder, run)
@@ -48,3 +49,8 @@ def export_sae(run_folder: Path, form: str, out: Path) -> None:
         fields = {key: value for key, value in run["recipe"]["sae"].items() if key != "architecture"}
         groups = MatryoshkaConfig.model_validate(fields).group_sizes(sae.d_sae)
     write_dictionary(out, sae, run, groups)
+
+
+def _names(folder: Path) -> set[str]:
+    """Names of the files in a folder, without what a killed writer left unfinished."""
+    return {path.name for path in folder.iterdir() if not storage.is_partial(path)}

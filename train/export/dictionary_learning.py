@@ -168,11 +168,6 @@ def _as_it_encodes(dict_class: str, tensors: Mapping[str, Tensor], k: int | None
     threshold = tensors.get("threshold")
     if dict_class in {"AutoEncoderNew", "JumpReluAutoEncoder"}:
         b_enc = bias_after_subtraction(b_enc, b_dec, W_enc)
-    elif dict_class == "AutoEncoder":
-        norms = W_dec.norm(dim=1)
-        if not torch.allclose(norms, torch.ones_like(norms)):
-            norms = torch.where(norms > 0, norms, 1.0)
-            W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
     elif threshold is not None:
         if threshold < 0:
             _log.warning("The %s has a threshold of %g: none was set while it was trained, and every positive latent "
@@ -182,7 +177,8 @@ def _as_it_encodes(dict_class: str, tensors: Mapping[str, Tensor], k: int | None
     model, hook = trainer.get("lm_name"), trainer.get("submodule_name")
     made_for = MadeFor(model if isinstance(model, str) and model else None, whole_number(trainer.get("layer")),
                        hook if isinstance(hook, str) and hook else None)
-    return ExportedSAE(
+    sae = ExportedSAE(
         architecture=architecture, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, threshold=threshold,
         magnitude=(tensors["r_mag"], tensors["b_mag"]) if architecture == "gated" else None,
         k=k if architecture == "topk" else None, config=config, layout=LAYOUT, made_for=made_for)
+    return sae.with_unit_rows() if dict_class == "AutoEncoder" else sae

@@ -8,7 +8,7 @@ A layout whose encoder does not subtract b_dec is brought to this one: x W + b =
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,17 @@ class ExportedSAE:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
+
+    def with_unit_rows(self) -> "ExportedSAE":
+        """The same with rows of W_dec of unit norm (but for those of zeros): latents become as many times as large as
+        their rows were long, and reconstructions stay. A TopK, which goes by the size of latents, may choose others."""
+        norms = self.W_dec.norm(dim=1)
+        if torch.allclose(norms, torch.ones_like(norms)):
+            return self
+        norms = torch.where(norms > 0, norms, 1.0)
+        magnitude = None if self.magnitude is None else (self.magnitude[0], self.magnitude[1] * norms)
+        return replace(self, W_enc=self.W_enc * norms, b_enc=self.b_enc * norms, W_dec=self.W_dec / norms[:, None],
+                       threshold=None if self.threshold is None else self.threshold * norms, magnitude=magnitude)
 
 
 def bias_after_subtraction(b_enc: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:

@@ -30,6 +30,16 @@ def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> Exported
     return read(folder, device)
 
 
+def weights_file(folder: Path) -> Path:
+    """The file of an SAE's weights in its folder.
+
+    Raises:
+        StorageError, RecipeError: as `find_layout`.
+    """
+    (_, weights), _ = LAYOUTS[find_layout(folder)]
+    return folder / weights
+
+
 def find_layout(folder: Path) -> str:
     """The layout of a folder, by its files' names.
 

@@ -156,13 +156,13 @@ def read_sae(folder: Path, device: str | torch.device = "cpu") -> ExportedSAE:
         b_enc = bias_after_subtraction(b_enc, b_dec, W_enc)
         if b_mag is not None:
             b_mag = bias_after_subtraction(b_mag, b_dec, W_enc * tensors["r_mag"].exp())
-    if architecture == "topk" and config.get("rescale_acts_by_decoder_norm"):
-        norms = W_dec.norm(dim=1)  # it chooses by, and gives, latents as of a decoder with unit rows
-        W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
-    return ExportedSAE(
+    sae = ExportedSAE(
         architecture=architecture, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec,
         threshold=tensors.get("threshold"), magnitude=None if b_mag is None else (tensors["r_mag"], b_mag),
         k=k if architecture == "topk" else None, config=config, layout=LAYOUT, made_for=_made_for(config))
+    if architecture == "topk" and config.get("rescale_acts_by_decoder_norm"):
+        return sae.with_unit_rows()  # it chooses by, and gives, latents as of such a decoder
+    return sae
 
 
 def _architecture(folder: Path, config: Mapping[str, Any]) -> tuple[str, int | None]:

@@ -72,6 +72,7 @@ def test_an_export_can_be_repeated_and_takes_no_folder_of_something_else(trained
     folders = trained[1]
     for _ in range(2):
         export_sae(folders["topk"], "sparsify", tmp_path / "out")
+        (tmp_path / "out" / ".sae.safetensors.partial").write_bytes(b"of one that was killed")
     with pytest.raises(RecipeError, match="holds something else"):
         export_sae(folders["topk"], "sparsify", folders["topk"])
     with pytest.raises(RecipeError, match="holds something else"):
