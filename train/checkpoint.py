@@ -4,7 +4,7 @@
     checkpoints/<set>/step-000001234/checkpoint.json        step, digest of the state, length of each metrics file
 
 Written under a temporary name, fsynced, renamed, the parent fsynced. The two newest are kept; a damaged newest
-one is passed over for the one before, with a warning.
+one is passed over for the one before, with a warning, and set aside: it must not count as one of the two.
 """
 
 import logging
@@ -24,6 +24,7 @@ from train.tensor_files import read_tensors, write_tensors
 KEPT = 2
 _STATE = "state.safetensors"
 _RECORD = "checkpoint.json"
+_DAMAGED = "damaged-"
 _log = logging.getLogger(__name__)
 
 
@@ -54,25 +55,32 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], metrics_bytes: 
                   "metrics_bytes": dict(metrics_bytes)}
         storage.write_new_file(temporary / _RECORD, seal(record))
         storage.fsync_folder(temporary)
-        storage.remove_tree(final)  # only a damaged one can be there: a good one would have been resumed from
         storage.publish(temporary, final)
     except BaseException:
         storage.remove_tree(temporary)
         raise
-    for old in _newest_first(folder)[KEPT:]:
+    for old in [*_newest_first(folder)[KEPT:], *folder.glob(f"{_DAMAGED}*")]:
         storage.remove_tree(old)
     return final
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None. Leftovers of a killed writer are removed."""
+    """The newest checkpoint that is whole, or None. Leftovers of a killed writer are removed.
+
+    Damaged ones get another name. They stay until the next one is written: a disk may have failed for a while only.
+    """
     for leftover in folder.glob("tmp-*"):
         storage.remove_tree(leftover)
-    for path in _newest_first(folder):
+    found = _newest_first(folder)
+    for path in found:
         try:
             return _read(path)
         except UserError as error:
-            _log.warning("Checkpoint %s cannot be used (%s) Going back to the one before.", path, error)
+            aside = path.with_name(_DAMAGED + path.name)
+            storage.remove_tree(aside)
+            storage.publish(path, aside)
+            _log.warning("Checkpoint %s cannot be used (%s) Going back to %s.", aside, error,
+                         "the beginning" if path == found[-1] else "the one before")
     return None
 
 

@@ -1,6 +1,7 @@
 """metrics.jsonl: one line of figures every few steps, cut back to the checkpoint when a run resumes."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from shared import storage
 from shared.storage import translate_errors
 
 METRICS = "metrics.jsonl"
+_log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -19,7 +21,11 @@ class MetricsLog:
         self.path = folder / METRICS
         with translate_errors(self.path):
             self._file = self.path.open("ab")
-            self._file.truncate(min(keep_bytes, self.path.stat().st_size))
+            there = self.path.stat().st_size
+            if there < keep_bytes:
+                _log.warning("%s lost lines from before the checkpoint: it has %d of %d bytes. The weights do not "
+                             "depend on it.", self.path, there, keep_bytes)
+            self._file.truncate(min(keep_bytes, there))
             self._file.seek(0, os.SEEK_END)
 
     def write(self, figures: dict[str, float]) -> dict[str, float | None]:

@@ -46,6 +46,33 @@ def test_a_damaged_newest_one_is_passed_over_with_a_warning(tmp_path, caplog, fi
     assert checkpoint.load_newest(tmp_path).step == 2
 
 
+def damage(folder, step):
+    (folder / f"step-{step:09d}" / "state.safetensors").write_bytes(b"")
+
+
+def test_damaged_ones_do_not_count_as_one_of_the_two_that_are_kept(tmp_path):
+    for step in (900, 1000):
+        save(tmp_path, step)
+    damage(tmp_path, 1000)
+    assert checkpoint.load_newest(tmp_path).step == 900
+    for step in (950, 980):
+        save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000950", "step-000000980"]
+    damage(tmp_path, 980)
+    assert checkpoint.load_newest(tmp_path).step == 950
+
+
+def test_where_all_are_damaged_a_run_begins_anew_and_keeps_what_it_saves(tmp_path, caplog):
+    for step in (900, 1000):
+        save(tmp_path, step)
+        damage(tmp_path, step)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.load_newest(tmp_path) is None
+    assert "Going back to the beginning" in caplog.text
+    save(tmp_path, 50)
+    assert checkpoint.load_newest(tmp_path).step == 50
+
+
 def test_a_failure_at_any_operation_leaves_the_last_one_usable(tmp_path):
     operations = []
     with storage.observe(lambda operation, path: operations.append(operation)):
