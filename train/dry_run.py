@@ -10,10 +10,9 @@ from shared.reading.cache import Cache
 from train.evaluation.held_out import DEFAULT_TOKENS
 from train.groups import Group
 from train.memory import memory_budget, memory_need, set_need, shared_need
-from train.optimizer import default_lr
 from train.order import ORDERS
 from train.statistics import SAMPLE_BLOCKS
-from train.training_set import Extent, check_saes, measure_extent, turns
+from train.training_set import Extent, check_saes, measure_extent, peak_lr, turns
 
 
 def print_plan(cache: Cache, groups: Sequence[Group], device: str, console: Console) -> None:
@@ -43,9 +42,7 @@ def _table(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequenc
             table.add_section()
         for sae in (sae for sae in group.saes if sae in turn):
             need = memory_need(sae, cache.d_model, group.train, device)
-            batch_size = group.train.batch_size
-            lr = sae.config.lr or group.train.lr or default_lr(sae.config.width(cache.d_model),
-                                                               extent.num_steps * batch_size, batch_size)
+            lr = peak_lr(sae, group.train, extent, cache.d_model)
             warm = "" if sae.warm_start is None else f"  from {sae.recipe['warm_start']['sae']}"
             table.add_row(str(number + 1), sae.name + warm, f"{lr:.2g}", _gb(need.kept), _gb(need.step))
     return table

@@ -26,12 +26,12 @@ def sae_points(tables: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str
     """
     for number, table in enumerate(tables):
         where = "[[sae]]" if len(tables) == 1 else f"[[sae]] number {number + 1}"
+        empty = [key for key, value in table.items() if value == []]
+        if empty:
+            raise RecipeError(f"{where}.{empty[0]} is an empty list. Give it a value, or leave it out.")
         for architecture in as_list(table.get("architecture")):
             axes = {key: [architecture] if key == "architecture" else _values(architecture, key, value)
                     for key, value in table.items()}
-            for key, values in axes.items():
-                if not values:
-                    raise RecipeError(f"{where}.{key} is an empty list. Give it a value, or leave it out.")
             varied = [key for key, values in axes.items()
                       if len(values) > 1 or (key == "architecture" and isinstance(table[key], list))]
             for point in itertools.product(*axes.values()):

@@ -68,13 +68,17 @@ def in_turns(needs: Sequence[MemoryNeed], shared: int, budget: int) -> list[list
 
 
 def memory_budget(train: TrainConfig, device: str) -> int:
-    """Bytes to plan with: train.memory_gib, or most of what is free on the device now."""
+    """Bytes to plan with: train.memory_gib, or most of what is free on the device now.
+
+    Processes that torchrun starts on one host have a GPU each, or an equal part of the host's memory.
+    """
     if train.memory_gib is not None:
         return int(train.memory_gib * 2**30)
     if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # what the SAEs before had is free, and torch has kept it for us
         free, _ = torch.cuda.mem_get_info(device)
     else:
-        free = _free_host_memory()
+        free = _free_host_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return int(_SHARE_OF_FREE * free)
 
 

@@ -48,6 +48,17 @@ from train.watchers.base import WatchedRun
 _log = logging.getLogger(__name__)
 
 
+class DivergedError(RecipeError):
+    """SAEs diverged, and were left behind by the others."""
+
+    def __init__(self, messages: Sequence[str], finished: list[Path]) -> None:
+        super().__init__("\n".join([*messages, *(["All others are trained."] if finished else [])]))
+        self.messages = list(messages)
+        """A line for each that diverged."""
+        self.finished = finished
+        """Folders of the others."""
+
+
 def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEPlan], *, runs: Path,
                device: str, say: Callable[[str], None], show_progress: bool = True,
                shards: Shards = ALONE) -> list[Path]:
@@ -65,6 +76,7 @@ def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEP
     Raises:
         SystemExit: after SIGTERM (143) or SIGINT (130), with a checkpoint written.
         RecipeError: as many processes as ``train.tensor_parallel`` are not there.
+        DivergedError: an SAE diverged; all others are trained and written.
         IdentityError: a folder belongs to another recipe or cache.
         TryAgainError: another process trains one of them, or one of those that train them with this one has ended.
     """
@@ -86,6 +98,7 @@ def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEP
 
     with locked(folder / CHECKPOINTS, [sae.name for sae in saes]) if shards.is_first else nullcontext():
         sets = [TrainingSet.model_validate(found) for found in shards.first_says(open_all)]
+        diverged: dict[str, str] = {}
         for number, found in enumerate(sets):
             if len(sets) > 1:
                 count = sum(not (folder / member.name / RUN).exists() for member in found.saes)
@@ -95,8 +108,12 @@ def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEP
             run = SetRun(cache, found, train, folder, torch.device(device), say, show_progress, shards)
             run.train()
             run.finish()
+            diverged |= run.diverged
+            del run  # and its memory: each turn is planned to fill what there is
         if shards.is_first:
             remove_finished_sets(folder)
+    if diverged:
+        raise DivergedError(list(diverged.values()), [folder / sae.name for sae in saes if sae.name not in diverged])
     return [folder / sae.name for sae in saes]
 
 
@@ -130,6 +147,8 @@ class SetRun:
         self.set_folder = folder / CHECKPOINTS / facts.set_name
         self.device = device
         self.shards = shards
+        self.diverged: dict[str, str] = {}
+        """What to tell of each SAE that was given up, by its name."""
         self.say = say
         self.show_progress = show_progress
         self.train_config = facts.train_config()
@@ -145,15 +164,15 @@ class SetRun:
             self.b_dec = self.statistics.centre * self.statistics.scale
             self.statistics = InputStatistics(torch.zeros_like(self.b_dec), self.statistics.scale)
         self.on_device = InputStatistics(self.statistics.centre.to(device), self.statistics.scale)
-        # A member may have been finished meanwhile, in a set of its own.
-        left = shards.first_says(lambda: [number for number, member in enumerate(facts.saes)
-                                          if not (folder / member.name / RUN).exists()])
+        resumed = checkpoint.load_newest(self.set_folder) if shards.is_first else None
+        self.start = shards.first_says(lambda: resumed.step if resumed else 0)
+        left, gone = shards.first_says(lambda: self._members_left(resumed))
+        for number in gone:
+            self._give_up(facts.saes[number].name, facts.saes[number].lr, f"before step {self.start:,}")
         self.trainers = [self._trainer(number) for number in left]
         sample = held_out_sample(cache, facts.layer, self.train_config.policy, facts.units, facts.median_norm,
                                  operational.held_out_rows)
         self.sample = None if sample is None else sample.to(device)
-        resumed = checkpoint.load_newest(self.set_folder) if shards.is_first else None
-        self.start = shards.first_says(lambda: resumed.step if resumed else 0)
         if self.start:
             for trainer in self.trainers:
                 prefix = f"{trainer.name}/"
@@ -164,6 +183,17 @@ class SetRun:
                      for trainer in written]
         self.watchers = [Watchers(operational.watch, self._watched(trainer)) for trainer in written]
         self._describe()
+
+    def _members_left(self, resumed: checkpoint.Checkpoint | None) -> tuple[list[int], list[int]]:
+        """Numbers of the members to train, and of those that the checkpoint does not hold, since they had diverged.
+
+        A member may have been finished meanwhile, in a set of its own.
+        """
+        numbers = [number for number, member in enumerate(self.facts.saes)
+                   if not (self.folder / member.name / RUN).exists()]
+        gone = [number for number in numbers
+                if resumed is not None and self.facts.saes[number].name not in resumed.metrics_bytes]
+        return [number for number in numbers if number not in gone], gone
 
     def _trainer(self, number: int) -> Trainer:
         member = self.facts.saes[number]
@@ -196,7 +226,9 @@ class SetRun:
             self.say(f"Going on from step {self.start:,}.")
 
     def train(self) -> None:
-        """Run the steps that are left. A last checkpoint is there at the end."""
+        """Run the steps that are left, as long as an SAE has not diverged. A last checkpoint is there at the end."""
+        if not self.trainers:
+            return
         self.batches.start_step = self.start
         tokens = self.train_config.batch_size
         try:
@@ -219,6 +251,8 @@ class SetRun:
             if done % config.log_steps == 0 or done == self.facts.num_steps:
                 progress.advance(0, **self._write_metrics(done, {"tokens_per_second": progress.rate,
                                                                  "stall_share": stall.since_last()}))
+                if not self.trainers:
+                    return
             progress.advance(batch_size)
             minutes = (time.monotonic() - saved) / 60
             # Together: signals and clocks of several processes are not at the same step.
@@ -236,11 +270,12 @@ class SetRun:
         """A line for each SAE after ``done`` steps; the first SAE's figures are what is shown beside the bar."""
         shown: dict[str, float] = {}
         held_out = self.sample is not None and self._measures_held_out(done)
-        for number, trainer in enumerate(self.trainers):
-            figures = trainer.figures(done - 1)
-            if not math.isfinite(figures["loss"]):
-                raise RecipeError(f"{trainer.name} diverged: its loss is not finite at step {done:,}. Take a lower "
-                                  f"learning rate than {trainer.lr:.2g}: --set sae.lr={trainer.lr / 3:.1g}")
+        every = [trainer.figures(done - 1) for trainer in self.trainers]
+        for number in reversed(range(len(every))):
+            if not math.isfinite(every[number]["loss"]):
+                self._drop(number, done)
+                del every[number]
+        for number, (trainer, figures) in enumerate(zip(self.trainers, every, strict=True)):
             if held_out:
                 assert self.sample is not None
                 figures |= held_out_figures(trainer.sae, self.sample, self.on_device)
@@ -250,6 +285,20 @@ class SetRun:
             shown = shown or {"loss": figures["loss"], "l0": figures["l0"], "ev": figures["explained_variance"],
                               "dead": figures["dead_latents"] / trainer.sae.d_sae, "stall": speed["stall_share"]}
         return shown
+
+    def _drop(self, number: int, done: int) -> None:
+        """Go on without an SAE that diverged: the others of the set lose nothing by it."""
+        trainer = self.trainers.pop(number)
+        self._give_up(trainer.name, trainer.lr, f"at step {done:,}")
+        if self.shards.is_first:
+            self.logs.pop(number).close()
+            self.watchers.pop(number).close()
+
+    def _give_up(self, name: str, lr: float, when: str) -> None:
+        self.diverged[name] = (f"{name} diverged: its loss is not finite {when}. Take a lower learning rate than "
+                               f"{lr:.2g}: lr = {lr / 3:.1g} in its [[sae]] table, or --set sae.lr={lr / 3:.1g}")
+        if len(self.facts.saes) > 1:
+            self.say(self.diverged[name])
 
     def _measures_held_out(self, done: int) -> bool:
         """Whether the held-out figures belong to this line: on the first line after every so many steps, and last."""
@@ -269,7 +318,7 @@ class SetRun:
 
     def finish(self) -> None:
         """Calibrate and write every SAE that is not written yet; run.json comes last and makes it finished."""
-        calibration = [self.on_device.apply(x) for x in self._calibration_batches()]
+        calibration = [self.on_device.apply(x) for x in self._calibration_batches()] if self.trainers else []
         for log in self.logs:
             log.close()
         for trainer in self.trainers:

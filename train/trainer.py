@@ -34,7 +34,7 @@ class Trainer:
         self._scalars = torch.zeros(2, dtype=torch.float64, device=device) if device.type == "cuda" else None
         # Without Triton some operations wait for the device, and the sums between processes are not ours to record.
         recorded = on_triton(self._sums) and sae.shards.size == 1
-        self._graphs = StepGraphs(self._step_on_device) if recorded else None
+        self._graphs = StepGraphs() if recorded else None
 
     def step(self, x: Tensor, variance: Tensor, step: int) -> None:
         """One step on a scaled batch ``[batch, d_in]``.
@@ -53,7 +53,7 @@ class Trainer:
         if self._graphs is None or step == 0:
             self._step(x, variance, step, self._scalars[0], self._scalars[1].float())
         else:
-            self._graphs.run(x, variance, kind)
+            self._graphs.run(self._step_on_device, x, variance, kind)
 
     def _step_on_device(self, x: Tensor, variance: Tensor) -> None:
         """Any step but the first, which sets what starts from the first batch."""

@@ -31,7 +31,7 @@ from train.config import SAEPlan, TrainConfig
 from train.memory import in_turns, memory_budget, memory_need, set_need, shared_need
 from train.optimizer import default_lr
 from train.order import default_window_blocks
-from train.policy import median_norm, training_mask
+from train.policy import median_norm, only_types, training_mask
 
 RUN = "run.json"
 SET = "set.json"
@@ -152,13 +152,17 @@ def measure_extent(cache: Cache, layer: int, train: TrainConfig) -> Extent:
     """Count the rows that the policy keeps among the units that are committed now, and the steps over them.
 
     Raises:
-        DataError: there are no rows to train on. RecipeError: fewer than a batch.
+        DataError: there are no rows to train on. RecipeError: fewer than a batch, or none of the types to calibrate on.
     """
     units = sorted(cache.committed_units(layer))
     median = median_norm(cache, layer, units)
     window_blocks = train.window_blocks or default_window_blocks(train.batch_size, cache.d_model)
     mask = training_mask(cache, layer, train.policy, units, median)
     num_rows = int(mask.sum())
+    if not only_types(cache, mask, train.calibration_types).any():
+        raise RecipeError(f"[train].calibration_types: of the {num_rows:,} rows that the policy keeps "
+                          f"({train.policy.describe()}) none is of {', '.join(train.calibration_types)}, so nothing "
+                          "could be calibrated at the end. Name types that it keeps, or leave it out.")
     num_tokens = train.num_tokens if train.num_tokens is not None else int(train.epochs * num_rows)
     num_steps = num_tokens // train.batch_size
     if num_steps < 1:
@@ -166,6 +170,12 @@ def measure_extent(cache: Cache, layer: int, train: TrainConfig) -> Extent:
                           "smaller train.batch_size, more train.epochs, or harvest more.")
     num_blocks = len(np.unique(np.flatnonzero(mask) // BLOCK_ROWS))
     return Extent(units, median, num_rows, num_blocks, num_steps, window_blocks)
+
+
+def peak_lr(sae: SAEPlan, train: TrainConfig, extent: Extent, d_in: int) -> float:
+    """The learning rate of an SAE at its peak: its own, that of [train], or `default_lr`."""
+    return sae.config.lr or train.lr or default_lr(sae.config.width(d_in), extent.num_steps * train.batch_size,
+                                                   train.batch_size)
 
 
 def check_saes(saes: Sequence[SAEPlan], d_in: int, tensor_parallel: int) -> None:
@@ -249,9 +259,8 @@ def _begin(folder: Path, cache: Cache, layer: int, train: TrainConfig, extent: E
     """Write the set.json of a new set."""
     members = []
     for sae in saes:
-        lr = sae.config.lr or train.lr or default_lr(sae.config.width(cache.d_model),
-                                                     extent.num_steps * train.batch_size, train.batch_size)
-        members.append(SetMember(name=sae.name, architecture=sae.architecture, recipe=sae.recipe, lr=lr,
+        members.append(SetMember(name=sae.name, architecture=sae.architecture, recipe=sae.recipe,
+                                 lr=peak_lr(sae, train, extent, cache.d_model),
                                  config=sae.config.model_dump(mode="json"), warm_start=sae.warm_start))
     begun = TrainingSet(cache=cache.name, cache_id=cache.cache_id, layer=layer, units=extent.units,
                         median_norm=extent.median_norm, num_rows=extent.num_rows, num_steps=extent.num_steps,

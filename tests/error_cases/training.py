@@ -94,6 +94,12 @@ def batches_in_an_order_that_is_not_there(w):
     Batches(w.cache, layer=2, shuffle="random")
 
 
+@case(2, "calibration_types", "escaped", then="Name types that it keeps")
+def nothing_to_calibrate_on(w):
+    tiny_run.train(w.tmp, {"train": {**tiny_run.RECIPE["train"], "calibration_types": ["escaped"]},
+                           "sae": ONE_SAE["sae"]})
+
+
 @case(2, "diverged", "step 7", then="--set sae.lr=")
 def a_run_that_diverges(w):
     tiny_run.train(w.tmp, {"train": {**tiny_run.RECIPE["train"], "lr": 1e30}, "sae": tiny_run.RECIPE["sae"][3:4]})
@@ -114,6 +120,11 @@ def layers_to_train_on_that_are_no_numbers(w):
 @case(2, "[[sae]].k", then="Give it a value")
 def an_empty_axis_of_a_grid(w):
     saes({"sae": [{"architecture": "topk", "k": []}]})
+
+
+@case(2, "[[sae]].architecture", then="Give it a value")
+def a_grid_of_no_architecture(w):
+    saes({"sae": [{"architecture": [], "k": 4}]})
 
 
 @case(2, "(architecture = jumprelu, k = 4)", then="unknown key 'k'")

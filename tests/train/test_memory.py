@@ -36,3 +36,9 @@ def test_what_is_kept_is_counted_with_room_for_an_architectures_own_vectors(name
 def test_the_budget_is_what_the_recipe_says_or_most_of_what_is_free():
     assert memory_budget(TrainConfig(memory_gib=0.5), "cpu") == 2**29
     assert 2**26 < memory_budget(TrainConfig(), "cpu") < 2**45
+
+
+def test_processes_on_one_host_share_its_memory(monkeypatch):
+    alone = memory_budget(TrainConfig(), "cpu")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert memory_budget(TrainConfig(), "cpu") == pytest.approx(alone / 8, rel=0.2)  # others take and give meanwhile

@@ -1,20 +1,23 @@
 """A whole run: what it leaves, and that a kill at any time changes nothing."""
 
 import json
+import logging
 import os
 import signal
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
-from shared.errors import IdentityError, TryAgainError
+from shared.errors import IdentityError, RecipeError, TryAgainError
 from shared.sealed_json import read_sealed, write_sealed
 from tests.train import tiny_run
 from train.batches import Batches
 from train.export import load_sae
 from train.locks import locked
 from train.policy import TokenPolicy, only_types, training_mask
+from train.run import SetRun
 from train.training_set import CHECKPOINTS
 
 TIMES = {"tokens_per_second", "stall_share"}
@@ -137,3 +140,54 @@ def test_a_member_that_was_finished_meanwhile_is_not_trained_again_with_its_set(
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished.iterdir()} == before
     assert weights(folders).items() <= weights(reference).items()
     assert [path.name for path in (tmp_path / "fake" / "layer3" / CHECKPOINTS).iterdir()] == []
+
+
+def test_an_sae_that_diverges_does_not_stop_the_others_of_its_set(reference, tmp_path):
+    recipe = {**tiny_run.RECIPE, "sae": [*tiny_run.RECIPE["sae"][:1], {**tiny_run.RECIPE["sae"][3], "lr": 1e30},
+                                         *tiny_run.RECIPE["sae"][1:2]]}
+    said = []
+    with pytest.raises(RecipeError, match=r"diverged: its loss is not finite at step 7.*\nAll others are trained"):
+        tiny_run.train(tmp_path, recipe, say=said.append)
+    assert sum("diverged" in line for line in said) == 1
+    folders = [path.parent for path in tmp_path.rglob("run.json")]
+    assert len(folders) == 2
+    assert weights(folders).items() <= weights(reference).items()
+    with pytest.raises(RecipeError, match="diverged: its loss is not finite before step 120"):
+        tiny_run.train(tmp_path, recipe)  # the same command trains nothing again
+    assert {path.parent for path in tmp_path.rglob("run.json")} == set(folders)
+
+
+def test_a_run_that_goes_on_leaves_out_what_diverged_before(reference, tmp_path):
+    recipe = {**tiny_run.RECIPE, "sae": [*tiny_run.RECIPE["sae"][:1], {**tiny_run.RECIPE["sae"][3], "lr": 1e30}]}
+    tiny_run.stopped_at(50, tmp_path, recipe)
+    with pytest.raises(RecipeError, match=r"topk.* diverged: its loss is not finite before step 50"):
+        tiny_run.train(tmp_path, recipe)
+    [folder] = [path.parent for path in tmp_path.rglob("run.json")]
+    assert weights([folder]).items() <= weights(reference).items()
+
+
+def test_lines_that_a_metrics_file_lost_are_told(reference, tmp_path, caplog):
+    recipe = {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][:1]}
+    tiny_run.stopped_at(50, tmp_path, recipe)
+    [path] = tmp_path.rglob("metrics.jsonl")
+    path.write_bytes(path.read_bytes()[:40])
+    with caplog.at_level(logging.WARNING):
+        _, folders = tiny_run.train(tmp_path, recipe)
+    assert "lost lines from before the checkpoint" in caplog.text
+    assert weights(folders).items() <= weights(reference).items()
+
+
+def test_a_turn_has_left_memory_when_the_next_begins(tmp_path, monkeypatch):
+    trainers, alive = [], []
+    original = SetRun.__init__
+
+    def begin(self, *arguments):
+        alive.append(sum(trainer() is not None for trainer in trainers))
+        original(self, *arguments)
+        trainers.extend(weakref.ref(trainer) for trainer in self.trainers)
+
+    monkeypatch.setattr(SetRun, "__init__", begin)
+    train = {**tiny_run.RECIPE["train"], "memory_gib": 1e-6}  # nothing fits: each by itself
+    tiny_run.train(tmp_path, {"train": train, "sae": tiny_run.RECIPE["sae"][:3]})
+    assert len(trainers) == 3
+    assert alive == [0, 0, 0]

@@ -19,10 +19,11 @@ from train.evaluation.evaluate import evaluate_saes, not_evaluated
 from train.evaluation.files import EVAL
 from train.evaluation.summary import print_summary, summary_console
 from train.groups import Group, plan_groups, share_of, train_configs
+from train.locks import locked
 from train.processes import Process, this_process
-from train.run import train_saes
+from train.run import DivergedError, train_saes
 from train.shards import open_shards
-from train.training_set import layer_folder, start_over
+from train.training_set import CHECKPOINTS, layer_folder, start_over
 
 _EPILOG = """\b
 Example:
@@ -65,7 +66,9 @@ def run(recipe_name: str | None, cache_name: str | None, layers: str | None, ove
     # What is planned for several processes can be looked at in one.
     team = process if dry_run and process.world_size == 1 else process.team(tensor_parallel)
     widths = _expansions(expansion)
-    plan_groups(recipe, configs, widths, 4096)  # every mistake in the recipe is found before a cache is opened
+    # Every mistake in the recipe is found before a cache is opened. A prime, of which no width that is given is a
+    # multiple: it must not look like that of an expansion.
+    plan_groups(recipe, configs, widths, 4099)
     if cache_name is None and recipe_name is not None and (CACHES / Path(recipe_name).stem / PLAN).exists():
         cache_name = Path(recipe_name).stem  # the cache that the same recipe harvests
     cache = choose_cache(cache_name, *dict.fromkeys(config.layer for config in configs if config.layer is not None))
@@ -81,15 +84,22 @@ def run(recipe_name: str | None, cache_name: str | None, layers: str | None, ove
     with open_shards(tensor_parallel, device) as shards:
         if fresh:
             shards.first_says(lambda: _start_over(runs, cache, groups, yes))
-        everything = []
+        everything: list[Path] = []
+        diverged: list[DivergedError] = []
         for group in groups:
-            folders = train_saes(cache, group.layer, group.train, group.saes, runs=runs, device=device,
-                                 say=lambda line: click.echo(team.says(line), err=True),
-                                 show_progress=process.local_rank == 0, shards=shards)
+            try:
+                folders = train_saes(cache, group.layer, group.train, group.saes, runs=runs, device=device,
+                                     say=lambda line: click.echo(team.says(line), err=True),
+                                     show_progress=process.local_rank == 0, shards=shards)
+            except DivergedError as error:  # the others are evaluated, and the groups after this one trained
+                diverged.append(error)
+                folders = error.finished
             shards.first_says(partial(_evaluate, cache, group.layer, folders, device))
             everything += folders
     for path in everything if shards.is_first else []:
         click.echo(str(path))
+    if diverged:
+        raise DivergedError([line for error in diverged for line in error.messages], everything)
 
 
 def _start_over(runs: Path, cache: Cache, groups: Sequence[Group], yes: bool) -> None:
@@ -102,7 +112,9 @@ def _start_over(runs: Path, cache: Cache, groups: Sequence[Group], yes: bool) ->
         names = "\n  ".join(map(str, there))
         click.confirm(f"Remove and train again:\n  {names}\nGo on?", abort=True)
     for group in groups:
-        start_over(layer_folder(runs, cache, group.layer), group.saes)
+        folder = layer_folder(runs, cache, group.layer)
+        with locked(folder / CHECKPOINTS, [sae.name for sae in group.saes]):
+            start_over(folder, group.saes)
 
 
 def _evaluate(cache: Cache, layer: int, folders: Sequence[Path], device: str) -> None:

@@ -4,12 +4,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from shared.errors import RecipeError, UserError
+from shared.errors import RecipeError, TryAgainError, UserError
 from shared.sealed_json import read_sealed
 from tests.train import tiny_run
 from train import choose_cache
 from train.__main__ import main
 from train.commands import run as command
+from train.locks import locked
 
 TINY = ["--set", "train.batch_size=64", "--set", "train.num_tokens=1280", "--set", "sae.d_sae=32", "--set", "sae.k=3"]
 
@@ -73,6 +74,29 @@ def test_fresh_asks_and_then_trains_again(invoke, tmp_path):
     assert weights.stat().st_mtime_ns == before
     assert invoke("--layer", "3", *TINY, "--fresh", input="y\n").exit_code == 0
     assert weights.stat().st_mtime_ns > before
+
+
+def test_fresh_takes_nothing_from_a_process_that_trains(invoke, tmp_path):
+    invoke("--layer", "3", *TINY)
+    [run] = tmp_path.rglob("run.json")
+    folder = run.parent
+    with (locked(folder.parent / "checkpoints", [folder.name]),
+          pytest.raises(TryAgainError, match="Another process trains")):
+        invoke("--layer", "3", *TINY, "--fresh", "--yes")
+    assert run.exists()
+
+
+def test_what_diverges_keeps_neither_the_others_nor_the_next_group_from_being_evaluated(invoke, tmp_path):
+    policies = 'train.policy=[{}, {keep_classes=["assistant"]}]'
+    with pytest.raises(RecipeError, match=r"diverged.*\n.*diverged.*\nAll others are trained"):
+        invoke("--layer", "3", *TINY, "--set", "train.log_steps=5", "--set", policies, "--set", "sae.lr=[1e30, 6e-3]")
+    assert len(list(tmp_path.rglob("eval.json"))) == 2
+
+
+def test_widths_of_both_kinds_that_only_look_alike_are_no_mistake(invoke, tmp_path):
+    recipe = tmp_path / "two.toml"
+    recipe.write_text('[[sae]]\nd_sae = 32768\n[[sae]]\nexpansion = 8\n')
+    assert invoke("--layer", "3", "--recipe", str(recipe), "--dry-run").exit_code == 0
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
