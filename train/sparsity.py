@@ -37,7 +37,7 @@ class CoefficientController(nn.Module):
         super().__init__()
         self.target_l0 = target_l0
         self.ramp_steps = max(1, round(ramp_share * num_steps))
-        self.frozen_from = round((1 - frozen_share) * num_steps)
+        self.frozen_from = round((1 - frozen_share) * num_steps)  # the first step at the final coefficient
         self.gain = min(gain / max(1, num_steps), 0.1)  # L0 answers a change some ten steps later
         self.start = math.log(start)
         self.proportional = proportional
@@ -59,7 +59,8 @@ class CoefficientController(nn.Module):
         left = 1 - (step / self.ramp_steps).clamp_max(1)
         target = math.log(self.target_l0) * (1 - left) + start * left
         # What the proportional part holds at the freeze is noise of one batch.
-        self.error.copy_(torch.where(step < self.frozen_from, (log_l0 - target).clamp(-1, 1), 0.0))
+        acts = step < self.frozen_from - 1  # on the step after this one
+        self.error.copy_(torch.where(acts, (log_l0 - target).clamp(-1, 1), 0.0))
         self.log_coefficient.add_(self.error, alpha=self.gain)
         self.log_coefficient.clamp_(self.start - _BOUND, self.start + _BOUND)
 
@@ -89,7 +90,7 @@ def level_passed_by(per_row: float, batches: list[Tensor], values: Callable[[Ten
                     shards: Shards = ALONE) -> Tensor:
     """The level that ``per_row`` values a row exceed, over all rows of all batches: a scalar on the device.
 
-    Where there are fewer values than that, a level that all of them exceed.
+    Where there are fewer values than that, a level that all of them exceed; where there are none, 0.
 
     Args:
         per_row: how many of a row's values shall lie over the level, on average.
@@ -105,4 +106,6 @@ def level_passed_by(per_row: float, batches: list[Tensor], values: Callable[[Ten
         kept = shards.largest(torch.cat([found[found > floor] for found in map(values, batches)]).float(), wanted + 1)
         if len(kept) > wanted:
             return torch.kthvalue(kept, len(kept) - wanted).values
+    if not len(kept):
+        return kept.new_zeros(())
     return torch.nextafter(kept.min(), torch.full_like(kept.min(), -math.inf))

@@ -38,10 +38,12 @@ def compare_rows() -> int:
         expected, square = rows.row_products(weights, gradient)
         assert_close(along, expected)
         assert_close(squares.sum(), square)
-        for step, divisor, unit in ((1.0, 1.0, True), (7.0, 2.5, True), (1.0, 2.5, False), (7.0, 1.0, False)):
+        plain, none = (0.9, 0.999), (0.0, 0.0)
+        for step, divisor, unit, betas in ((1.0, 1.0, True, plain), (7.0, 2.5, True, plain), (1.0, 2.5, False, plain),
+                                           (7.0, 1.0, False, plain), (2.0, 1.0, False, none)):
             parts = [weights, gradient, 0.1 * normal(11, d), normal(11, d).square()]
             ours, theirs = ([part.clone() for part in parts] for _ in range(2))
-            shared = torch.tensor(step), torch.tensor(1e-2), (0.9, 0.999), torch.tensor(divisor)
+            shared = torch.tensor(step), torch.tensor(1e-2), betas, torch.tensor(divisor)
             triton_rows.adam(*ours[:2], along if unit else None, *ours[2:], *shared)
             if unit:
                 rows.adam_unit_rows(*theirs[:2], expected, *theirs[2:], *shared)

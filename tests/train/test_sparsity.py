@@ -30,10 +30,10 @@ def test_the_asked_l0_is_reached_in_short_and_long_runs_although_the_sae_learns(
 
 def test_the_coefficient_is_frozen_at_the_end():
     controller = CoefficientController(32.0, 1.0, 100)
-    for step in range(85):
+    for step in range(80):  # the coefficient of step 80 follows from them
         controller.update(torch.tensor(100.0), step)
     before = controller.coefficient().clone()
-    for step in range(85, 100):
+    for step in range(80, 100):
         controller.update(torch.tensor(5.0), step)
         assert torch.equal(controller.coefficient(), before)
 
@@ -77,3 +77,10 @@ def test_the_level_is_found_where_the_first_batch_is_not_like_the_others():
 def test_where_there_are_fewer_values_than_asked_all_of_them_pass():
     x = torch.tensor([[1.0, -2.0], [3.0, -4.0]])
     assert (x > level_passed_by(5, [x], torch.flatten)).all()
+
+
+def test_where_there_is_no_value_at_all_the_level_is_zero():
+    def positive(x):
+        return x[x > 0]
+
+    assert level_passed_by(5, [-torch.ones(4, 2)] * 3, positive) == 0

@@ -44,8 +44,8 @@ class SAEConfig(Table):
     """W_dec learns at this multiple of the learning rate. By default 1; TopK kinds have a rule of the batch."""
     bias_lr: float = Field(default=4.0, gt=0)
     """b_enc learns at this multiple of the learning rate: in a step an input of norm sqrt(d_in) moves a pre-activation
-    much further by its weights than by its bias. 4 explains more than 1 (docs/quality.md); for Gated 1 is the
-    default."""
+    much further by its weights than by its bias. 4 explains more than 1 in most cases, and never less by more than
+    0.001 (docs/quality.md); for Gated 1 is the default."""
     init: Literal["tied", "kaiming"] = "tied"
     """How W_dec and W_enc start. "tied": rows of W_dec in random directions, W_enc its transpose. "kaiming":
     Kaiming-uniform and independent of each other (SAELens 5, FAST). Rows of W_dec have unit norm in both."""

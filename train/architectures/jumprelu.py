@@ -161,6 +161,8 @@ class JumpReLUSAE(SAE):
     def after_step(self, loss: Loss, batch_size: int, step: int | Tensor) -> None:
         super().after_step(loss, batch_size, step)
         self.controller.update(loss.l0, step)
+        if self.config.loss != "step":
+            self.theta.clamp_(min=0.0)
 
     @torch.no_grad()
     def calibrate(self, batches: list[Tensor]) -> None:

@@ -3,8 +3,9 @@
 With k of d_sae latents active, decoding costs k/d_sae of the dense product, and so do the gradients of both
 weight matrices. All four products are ``embedding_bag`` sums: over the latents of a row (decode), and, after
 the selected pairs are sorted by latent (CSC), over the rows of a latent (the weights' gradients). Sums run in
-a fixed order, so a step gives the same bits every time. Dense autograd is the reference in tests. Under autocast
-operands are in its precision and sums in float32, as in dense products.
+a fixed order. (The gradient of b_enc adds up in any order on CUDA, unless --deterministic asks for one.) Dense
+autograd is the reference in tests. Under autocast operands are in its precision and sums in float32, as in dense
+products.
 
 TopK kinds select a known number of pairs. Where an activation function decides (`active_pairs`), few latents
 are active too once an SAE is sparse: a ReLU's gradient stops at the others (`gather_pre_acts`), while one that

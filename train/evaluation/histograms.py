@@ -49,7 +49,8 @@ def count_bin_start(number: int) -> int:
 
 def quantile_bin(counts: Ints, share: float) -> int:
     """The first bin up to which at least ``share`` of the rows lie (counts [bins], not all 0): the nearest rank."""
-    return int(np.searchsorted(counts.cumsum(), np.ceil(share * counts.sum())))
+    rank = np.ceil(share * counts.sum() - 1e-9)  # 1 - 0.95 is a little more than 0.05
+    return int(np.searchsorted(counts.cumsum(), rank))
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def adam(weights: Tensor, gradient: Tensor, along: Tensor | None, mean: Tensor, 
     rows, d = weights.shape
     columns = triton.next_power_of_2(d)
     _adam[rows,](weights, gradient.contiguous(), along, mean, mean_square, step, divisor, lr, *betas,
-                 math.log(betas[0]), math.log(betas[1]), EPS, d,
+                 *(math.log(beta) if beta else -math.inf for beta in betas), EPS, d,
                  COLUMNS=columns, UNIT=along is not None, num_warps=_warps(columns))
 
 

@@ -8,7 +8,9 @@ from train.architectures import ARCHITECTURES
 from train.architectures.activations import jump
 from train.architectures.base import RunLength
 from train.architectures.topk import TopKSAE
+from train.config import TrainConfig
 from train.kernels.latents import Jump
+from train.trainer import Trainer
 
 
 def build(name, num_steps=100, **fields):
@@ -120,3 +122,15 @@ def test_the_mean_of_the_prefix_losses_counts_each_prefix_once():
         sae.W_dec[10:].zero_()  # later groups add nothing: every prefix is the first
     loss = sae.loss(x, 1)
     assert loss.total.item() == pytest.approx(loss.mse.item() * D_IN, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["tanh", "target_l0"])
+def test_thresholds_that_are_parameters_themselves_never_fall_below_zero(loss):
+    config = ARCHITECTURES["jumprelu"].Config(d_sae=D_SAE, loss=loss, sparsity_coefficient=0.5, threshold_init=0.01)
+    sae = ARCHITECTURES["jumprelu"](config, D_IN, RunLength(20, BATCH))
+    trainer = Trainer("one", sae, 1e-2, TrainConfig(), torch.device("cpu"))
+    for step in range(20):
+        x = torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(step))
+        trainer.step(x, x.var(), step)
+    assert (sae.threshold == 0).any()  # some were pushed that far
+    assert (sae.threshold >= 0).all()

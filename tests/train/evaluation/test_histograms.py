@@ -37,6 +37,7 @@ def test_values_lie_within_2_4_percent_of_the_middle_of_their_bin():
 def test_a_quantile_is_the_nearest_rank():
     counts = np.array([1, 0, 2, 1])  # the values 0, 2, 2, 3
     assert [quantile_bin(counts, share) for share in (0.05, 0.25, 0.26, 0.75, 0.76, 1.0)] == [0, 0, 2, 2, 3, 3]
+    assert [quantile_bin(np.ones(100, np.int64), share) for share in (0.05, 1 - 0.95)] == [4, 4]
 
 
 @pytest.mark.parametrize("groups", [[0], [1, 2], [0, 1, 2]])
