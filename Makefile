@@ -25,6 +25,10 @@ PEERS := .venv-peers
 common = $(if $(CACHE),--cache "$(CACHE)") $(if $(RECIPE),--recipe "$(RECIPE)") --device $(DEVICE) \
          $(foreach item,$(SET),--set $(item))
 
+# Processes that SAEs are shared out to: one for every visible GPU. Asked once the environment is there.
+gpus      = $(if $(filter auto cuda,$(DEVICE)),$(shell $(PY) -c "import torch; print(torch.cuda.device_count())" 2>/dev/null))
+processes = $(or $(WORKERS),$(gpus))
+
 # Tests run on every core; those of a file in one process, for they share what takes long to make.
 together = -n auto --maxprocesses 4 --dist loadfile
 
@@ -45,7 +49,7 @@ help: ## This list
 	@echo "  RECIPE     recipe of pipelines/recipes, or a .toml file"
 	@echo "  SET        overrides: SET=\"train.lr=1e-3 sae.k=64\""
 	@echo "  DEVICE     auto, cpu, cuda or cuda:N"
-	@echo "  WORKERS    processes that share a harvest (default: one for every visible GPU) or the SAEs of a training (1)"
+	@echo "  WORKERS    processes that share a harvest or the SAEs of a training (default: one for every visible GPU)"
 	@echo "  PYTHON     interpreter for .venv, or an existing environment to use as it is"
 
 setup: $(READY) ## Make .venv with everything that demo and test need (done on demand)
@@ -67,7 +71,7 @@ harvest: $(READY) ## Conversations -> cache: make harvest MODEL=llama3.2-3b-inst
 
 train: $(READY) ## Cache -> SAEs of a layer: make train LAYER=12, or of several: LAYER="9 15"
 	$(if $(LAYER)$(RECIPE),,$(error LAYER is not set. For example: make train LAYER=12))
-	$(PY) $(if $(filter-out 1,$(WORKERS)),-m torch.distributed.run --standalone --nproc-per-node $(WORKERS)) \
+	$(PY) $(if $(filter-out 0 1,$(processes)),-m torch.distributed.run --standalone --nproc-per-node $(processes)) \
 	    -m train run $(if $(LAYER),--layer "$(LAYER)") $(if $(EXPANSION),--expansion "$(EXPANSION)") $(common)
 
 evaluate: $(READY) ## Repeat the held-out metrics of a layer's SAEs: make evaluate LAYER=12
@@ -78,6 +82,7 @@ test: $(READY) ## Unit, contract and end-to-end tests; pip packages alone
 	$(PY) -m pytest -q $(together) -m "not gpu and not system and not crash" tests
 
 test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a fifth of the crash suite; says what it could not run
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tensorboard,wandb,trackio]"
 	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.2 \
 	    $(PY) -m pytest -q $(together) -m "system or crash" tests
 

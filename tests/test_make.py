@@ -48,6 +48,23 @@ def test_every_variable_becomes_its_option(words, command):
     assert typed(*words) == [["-m", *shlex.split(command)]]
 
 
+@pytest.mark.parametrize(("gpus", "processes"), [("0", []), ("1", []), ("3", ["--nproc-per-node", "3"])])
+def test_a_training_takes_a_process_for_every_visible_gpu(gpus, processes, tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\necho {gpus}\n")  # what torch is asked, and nothing else is run
+    python.chmod(0o755)
+
+    def launched(*words):
+        [line] = make("-n", "train", "LAYER=9", f"PYTHON={tmp_path}", *words).stdout.replace("\\\n", " ").splitlines()
+        found = shlex.split(line)[1:]
+        return found[found.index("--nproc-per-node"):][:2] if "--nproc-per-node" in found else []
+
+    assert launched() == processes
+    assert launched("DEVICE=cpu") == launched("WORKERS=1") == []
+    assert launched("WORKERS=5") == ["--nproc-per-node", "5"]
+
+
 @pytest.mark.parametrize("target", ["train", "evaluate"])
 def test_a_missing_layer_is_told_in_one_line_with_what_to_type(target):
     ended = make(target)

@@ -106,14 +106,17 @@ class Batches:
             loader.close()
 
 
-class StallShare:
-    """The share of the time that went by in waiting for batches, from one look to the next."""
+class Pace:
+    """How fast batches are trained on, and the share of the time that goes by in waiting for them."""
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
-        self._looked = (time.perf_counter(), batches.stall_seconds)
+        self._looked = (time.perf_counter(), batches.stall_seconds, batches.start_step)
 
-    def since_last(self) -> float:
-        """Share of the time since the last call, or since this was made."""
-        before, self._looked = self._looked, (time.perf_counter(), self._batches.stall_seconds)
-        return (self._looked[1] - before[1]) / max(self._looked[0] - before[0], 1e-9)
+    def since_last(self, done: int) -> dict[str, float]:
+        """``tokens_per_second`` and ``stall_share`` since the last call, or since this was made; ``done`` steps are
+        done now."""
+        before, self._looked = self._looked, (time.perf_counter(), self._batches.stall_seconds, done)
+        seconds, stalled, steps = (now - then for now, then in zip(self._looked, before, strict=True))
+        return {"tokens_per_second": steps * self._batches.batch_size / max(seconds, 1e-9),
+                "stall_share": stalled / max(seconds, 1e-9)}

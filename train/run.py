@@ -19,7 +19,7 @@ from shared.sealed_json import write_sealed
 from shared.terminal import StopSignal
 from train import checkpoint
 from train.architectures import ARCHITECTURES
-from train.batches import Batches, StallShare
+from train.batches import Batches, Pace
 from train.config import SAEPlan, TrainConfig
 from train.determinism import order_statistics_allowed
 from train.evaluation.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample
@@ -241,7 +241,7 @@ class SetRun:
 
     def _steps(self, stop: StopSignal, progress: Progress) -> None:
         config, batch_size = self.operational, self.train_config.batch_size
-        saved, stall = time.monotonic(), StallShare(self.batches)
+        saved, pace = time.monotonic(), Pace(self.batches)
         for step, raw in enumerate(self.batches, start=self.start):
             x = self.on_device.apply(raw)
             variance = (x - x.mean(0)).square().mean()
@@ -249,8 +249,7 @@ class SetRun:
                 trainer.step(x, variance, step)
             done = step + 1
             if done % config.log_steps == 0 or done == self.facts.num_steps:
-                progress.advance(0, **self._write_metrics(done, {"tokens_per_second": progress.rate,
-                                                                 "stall_share": stall.since_last()}))
+                progress.advance(0, **self._write_metrics(done, pace.since_last(done)))
                 if not self.trainers:
                     return
             progress.advance(batch_size)

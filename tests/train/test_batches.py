@@ -9,7 +9,7 @@ import torch
 
 from shared.errors import RecipeError
 from tests.train.fake_cache import FakeCache
-from train.batches import Batches, StallShare
+from train.batches import Batches, Pace
 from train.order import ORDERS
 
 
@@ -55,18 +55,20 @@ def test_the_time_that_is_waited_is_counted_and_the_time_between_is_not(cache):
 
     cache.layer(3).block = slow
     batches = Batches(cache, layer=3, batch_size=100)
-    share = StallShare(batches)
+    pace = Pace(batches)
     iterator = iter(batches)
     next(iterator)
     # One window of 21 blocks, which one thread or more read while we wait.
     waited = batches.stall_seconds
     assert waited > 0.02
-    assert 0 < share.since_last() <= 1
+    assert 0 < pace.since_last(1)["stall_share"] <= 1
     time.sleep(3 * waited)
     for _ in itertools.islice(iterator, 3):
         pass
     assert batches.stall_seconds - waited < 3 * waited
-    assert share.since_last() < 1
+    found = pace.since_last(4)
+    assert found["stall_share"] < 1
+    assert 0 < found["tokens_per_second"] < 300 / (3 * waited)
 
 
 def test_a_reader_that_fails_is_heard(cache):
