@@ -233,14 +233,21 @@ def test_no_step_waits_for_the_device_but_the_one_in_sixteen_that_lists_silent_l
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_with_deterministic_algorithms_every_architecture_gives_the_same_bits_again(name):
+def test_with_deterministic_algorithms_every_architecture_gives_the_same_bits_again_and_when_it_goes_on(name):
     """What --deterministic turns on (`train.determinism`); an operation that has no such kernel raises."""
     x = torch.randn(512, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
-    def trained() -> dict[str, torch.Tensor]:
+    def begun() -> Trainer:
         sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=128), 32, RunLength(40, 512))
-        one = Trainer(name, sae, 3e-3, TrainConfig(), torch.device(DEVICE))
+        return Trainer(name, sae, 3e-3, TrainConfig(), torch.device(DEVICE))
+
+    def trained(stopped_at: int | None = None) -> dict[str, torch.Tensor]:
+        one = begun()
         for step in range(40):
+            if step == stopped_at:  # a new process goes on, and records its steps anew
+                state = {key: value.cpu() for key, value in one.state().items()}
+                one = begun()
+                one.load_state(state)
             one.step(x, x.var(), step)
         with order_statistics_allowed():
             one.sae.calibrate([x])
@@ -248,8 +255,9 @@ def test_with_deterministic_algorithms_every_architecture_gives_the_same_bits_ag
 
     be_deterministic()
     try:
-        first, again = trained(), trained()
+        first, again, gone_on = trained(), trained(), trained(stopped_at=20)
     finally:
         torch.use_deterministic_algorithms(False)
     for key, value in first.items():
         assert torch.equal(value.nan_to_num(), again[key].nan_to_num()), key
+        assert torch.equal(value.nan_to_num(), gone_on[key].nan_to_num()), key

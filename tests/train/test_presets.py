@@ -7,6 +7,7 @@ and BatchTopK's k is changed. The references share no code with train/: initial 
 """
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -101,8 +102,8 @@ def paper_standard(p, x, step):
     return (error + warm(5.0, step) * latents.sum(1)).mean()
 
 
-def paper_jumprelu(p, x, step):
-    z, threshold, eps = x @ p["W_enc"] + p["b_enc"], p["log_threshold"].exp(), 0.001
+def paper_jumprelu(p, x, step, eps=0.001):
+    z, threshold = x @ p["W_enc"] + p["b_enc"], p["log_threshold"].exp()
     active = (z > threshold).double()
     line = ((z.detach() - threshold) / eps + 0.5).clamp(0, 1)  # its slope is the rectangle's, to the threshold alone
     line = line - line.detach()
@@ -122,12 +123,15 @@ def cache():
     return FakeCache(rows * 7 + 1, num_train_rows=4000)
 
 
-def run(preset, cache, tmp_path, batch_size, *overrides):
-    """Train a preset's first SAEs and give its [train] table, the weights by architecture and how far they went."""
+def run(preset, cache, tmp_path, batch_size, *overrides, **jumprelu):
+    """Train a preset's first SAEs, or with fields for it the JumpReLU alone: its [train] table, and the weights by
+    architecture."""
     overrides = [f"train.num_tokens={STEPS * batch_size}", f"sae.d_sae={D_SAE}", *overrides]
     recipe = read_recipe(find_recipe(preset), overrides)
     train = read_train_config(recipe)
     tables = list({table["architecture"]: table for table in sae_tables(recipe, None)}.values())
+    if jumprelu:
+        tables = [{**table, **jumprelu} for table in tables if table["architecture"] == "jumprelu"]
     saes = plan_saes(tables, train, 3, D_IN)
     folders = train_saes(cache, 3, train, saes, runs=tmp_path, device="cpu", say=lambda line: None)
     return train, {plan.architecture: load_file(folder / SAE_WEIGHTS)
@@ -171,6 +175,21 @@ def test_paper_is_fast_to_the_letter(cache, tmp_path):
     # Thresholds hardly move, as the peers found, and by few events: a pre-activation of 20, rounded by 2e-6, within
     # 0.0005 of its threshold. And a float32 at log 0.0014 has steps of 5e-7, Adam's are at most 7e-5. 0.1 was measured.
     assert_followed(found["jumprelu"], *thresholds, 0.2)
+
+
+def test_papers_thresholds_follow_where_events_are_many(cache, tmp_path):
+    """Beside the test above: in a rectangle a thousand times as wide few events do not weigh."""
+    train, found = run("paper", cache, tmp_path, 128, bandwidth=1.0)
+    start, norms = kaiming_start(torch.from_numpy(cache.layer(3)[np.arange(4000)].astype(np.float64)))
+    start["W_enc"] *= norms
+    start["log_threshold"] = (0.001 * norms).log()
+    begun = without_shift({key: value.clone() for key, value in start.items()})
+    ended = without_shift(train_reference(start, float64_batches(cache, train, 128), partial(paper_jumprelu, eps=1.0),
+                                          paper_lr, **PAPER_ADAM))
+    thresholds = [{"threshold": p.pop("log_threshold").exp()} for p in (ended, begun)]
+    assert_followed(found["jumprelu"], ended, begun, 1e-3)
+    # A float32 at log 0.0014 has steps of 5e-7, and they go 1.6e-3 in all: 2e-3 was measured.
+    assert_followed(found["jumprelu"], *thresholds, 1e-2)
 
 
 def modern_reference(cache, train):

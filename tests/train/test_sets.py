@@ -47,6 +47,19 @@ def test_an_sae_has_the_weights_and_figures_that_it_has_alone(together, tmp_path
     assert metrics(alone) == metrics(together[name])
 
 
+def test_on_several_threads_too(tmp_path):
+    tables = [table(name, d_sae=1024) for name in ARCHITECTURES]  # so wide that torch divides the work
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        _, together = tiny_run.train(tmp_path / "together", recipe(*tables, num_tokens=64 * 12))
+        for one, folder in zip(tables, together, strict=True):
+            _, alone = tiny_run.train(tmp_path / "alone", recipe(one, num_tokens=64 * 12))
+            assert weights(alone) == weights([folder])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_does_not_fit_in_memory_at_once_takes_its_turn_and_ends_the_same(together, tmp_path):
     said = []
     _, folders = tiny_run.train(tmp_path, recipe(*EVERY, memory_gib=1e-6), say=said.append)
