@@ -4,7 +4,8 @@
 
 The model has random weights: what is in them does not change the time. SAEs are trained on sums of a few planted
 directions with noise, with other packages' trainers beside ours where ``--peers`` names their interpreter, all with
-bf16 products and fp32 weights. The device's own limits, a large product and a copy, are measured in the same run.
+bf16 products and fp32 weights. One is trained from the files of the harvest too, to see how long it waits for them. The
+device's own limits, a large product and a copy, are measured in the same run.
 ``--small`` shrinks everything, to try the program itself on a CPU.
 """
 
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,11 +32,15 @@ from harvest.model import cut_model
 from harvest.unit_writer import UnitWriter
 from harvest.units import Piece, fill, make_batches
 from shared import storage
+from shared.format.commits import read_records
 from shared.format.layout import Geometry
+from shared.format.plan import Pass
+from shared.reading.layer_rows import LayerRows
 from shared.writing.claims import Work
 from shared.writing.writers import writer_folder
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
+from train.batches import Batches, Pace
 from train.config import TrainConfig
 from train.trainer import Trainer
 
@@ -45,6 +51,7 @@ _FULL = {"d_model": 3072, "mlp": 8192, "heads": 24, "kv": 8, "layer": 12, "batch
 _SMALL = {"d_model": 64, "mlp": 128, "heads": 4, "kv": 2, "layer": 2, "batch_tokens": 1024, "unit": 8_192, "units": 2,
           "d_sae": 512, "batches": (128,), "steps": 5, "product": 256, "rows": 1024, "held_out": 128,
           "cases": ("topk-128", "jumprelu-128"), "turns": 2}
+_PASS = "benchmark"
 _PAPER_STEPS = 320_000
 """Steps of 128 rows in which FAST (arXiv 2506.07691) trains an SAE."""
 
@@ -58,8 +65,10 @@ def main() -> None:
     device = torch.device(arguments.device)
     sizes = _SMALL if arguments.small else _FULL
     limits = device_limits(device, sizes["product"])
-    figures = {"sizes": sizes, "limits": limits, "train": train_speed(device, sizes, limits["product_flops"]),
-               "harvest": harvest_speed(device, sizes), "peers": {}}
+    figures = {"sizes": sizes, "limits": limits, "train": train_speed(device, sizes, limits["product_flops"])}
+    with tempfile.TemporaryDirectory() as folder:
+        figures |= {"harvest": harvest_speed(device, sizes, Path(folder)),
+                    "fed": fed_speed(device, sizes, Path(folder)), "peers": {}}
     if not arguments.small:
         save("gpu", figures)
     if arguments.peers:
@@ -88,9 +97,15 @@ def device_limits(device: torch.device, size: int) -> dict[str, float]:
     return limits
 
 
-def harvest_speed(device: torch.device, sizes: dict[str, Any]) -> dict[str, float]:
-    """Tokens a second of one layer: forward and copy alone; with writing, checksums and commits, of some units; and
-    bytes a second of plain writing to the same disk, with fsync."""
+def geometry_of(sizes: dict[str, Any]) -> Geometry:
+    """All units, each a shard."""
+    rows = sizes["units"] * sizes["unit"]
+    return Geometry(rows, rows, sizes["d_model"], sizes["unit"], 1)
+
+
+def harvest_speed(device: torch.device, sizes: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Tokens a second of one layer: forward and copy alone; with writing, checksums and commits, of some units, which
+    stay in ``folder``; and bytes a second of plain writing to the same disk, with fsync."""
     config = LlamaConfig(hidden_size=sizes["d_model"], intermediate_size=sizes["mlp"], vocab_size=32_000,
                          num_hidden_layers=sizes["layer"] + 1, num_attention_heads=sizes["heads"],
                          num_key_value_heads=sizes["kv"], attn_implementation="sdpa")
@@ -98,8 +113,7 @@ def harvest_speed(device: torch.device, sizes: dict[str, Any]) -> dict[str, floa
     with torch.device(device):
         model = LlamaModel._from_config(config, dtype=dtype)
     forward = Forward(cut_model(model, sizes["layer"]), [sizes["layer"]], device)
-    units = sizes["units"]
-    geometry = Geometry(units * sizes["unit"], units * sizes["unit"], sizes["d_model"], sizes["unit"], 1)
+    units, geometry = sizes["units"], geometry_of(sizes)
     generator = np.random.default_rng(0)
     lengths = np.minimum(np.exp(generator.normal(6.3, 1.0, sizes["unit"] // 64)).astype(int) + 8, 8192)
     ends = np.cumsum(lengths)
@@ -115,9 +129,9 @@ def harvest_speed(device: torch.device, sizes: dict[str, Any]) -> dict[str, floa
                 captured.wait()
 
     def end_to_end() -> None:
-        with tempfile.TemporaryDirectory() as folder, writer_folder(Path(folder)) as writer:
-            storage.make_folder(Path(folder) / "activations.zarr")
-            output = UnitWriter(Path(folder), geometry, "0" * 32, "benchmark", [sizes["layer"]], writer, "keep")
+        with writer_folder(folder) as writer:
+            storage.make_folder(folder / "activations.zarr")
+            output = UnitWriter(folder, geometry, "0" * 32, _PASS, [sizes["layer"]], writer, "keep")
             for unit in range(units):
                 output.begin(Work(unit))
                 start = unit * sizes["unit"]
@@ -175,6 +189,30 @@ def train_speed(device: torch.device, sizes: dict[str, Any], product_flops: floa
             print(f"train {name}, batch {batch_size}: {1000 * step:.2f} ms, {rate:,.0f} tokens/s, "
                   f"{figures[f'{name}_batch{batch_size}']['share_of_products']:.0%} of the products' speed{minutes}")
     return figures
+
+
+def fed_speed(device: torch.device, sizes: dict[str, Any], folder: Path) -> dict[str, float]:
+    """TopK steps on batches from the files in ``folder``, in the default order and checked block by block: tokens and
+    bytes a second over two passes, and the share of the time that was spent in waiting for rows."""
+    layer, rows, batch_size = sizes["layer"], sizes["units"] * sizes["unit"], sizes["batches"][-1]
+    pass_ = Pass(layers=[layer], compute_dtype="bfloat16", attention="sdpa")
+    activations = LayerRows(folder, geometry_of(sizes), layer, pass_, read_records(folder, _PASS))
+    cache: Any = SimpleNamespace(path=folder, layers=(layer,), d_model=sizes["d_model"], layer=lambda _: activations)
+    num_steps = 2 * rows // batch_size
+    batches = Batches(cache, layer, batch_size, mask=np.ones(rows, bool), num_steps=num_steps, device=device)
+    table = ARCHITECTURES["topk"].Config.model_validate({"d_sae": sizes["d_sae"]})
+    sae = ARCHITECTURES["topk"](table, sizes["d_model"], RunLength(num_steps, batch_size))
+    trainer = Trainer("topk", sae, 1e-4, TrainConfig(), device)
+    pace = Pace(batches)
+    for step, raw in enumerate(batches):
+        x = raw.float()
+        trainer.step(x, x.var(), step)
+    synchronize(device.type)
+    found = pace.since_last(num_steps)
+    found["bytes_per_second"] = 2 * sizes["d_model"] * found["tokens_per_second"]
+    print(f"TopK fed from files, batch {batch_size}: {found['tokens_per_second']:,.0f} tokens/s, "
+          f"{found['bytes_per_second'] / 1e9:.2f} GB/s, {found['stall_share']:.1%} of the time spent in waiting")
+    return found
 
 
 def against_peers(interpreter: str, device: torch.device,

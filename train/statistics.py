@@ -46,6 +46,7 @@ def measure(cache: Cache, layer: int, order: Order, centre: Literal["mean", "geo
     """Scale and centre from a fixed sample of the blocks of ``order``, in float64."""
     rows = cache.layer(layer)
     blocks = order.sample_blocks(SAMPLE_BLOCKS)
+    rows.prefetch(blocks.tolist())
 
     def kept(block: int) -> Floats:
         x: Floats = rows.block(block)[order.kept_in_block(block)].astype(np.float64)

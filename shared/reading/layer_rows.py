@@ -131,6 +131,13 @@ class LayerRows:
             self._decoded.put(block, rows)
         return rows
 
+    def prefetch(self, blocks: Sequence[int]) -> None:
+        """Begin to read blocks from disk that will be asked for soon, without waiting for them."""
+        for block in blocks:
+            shard, in_shard = divmod(block, self._geometry.blocks_per_shard)
+            if isinstance(reader := self._shard(shard), MappedShard):
+                reader.prefetch(in_shard)
+
     def release(self, first: int, last: int) -> None:
         """Blocks ``first`` to ``last`` (inclusive) are not needed soon: their pages make room for others first."""
         per_shard = self._geometry.blocks_per_shard
@@ -292,6 +299,11 @@ class MappedShard:
         self._file.load(start, start + self._block_bytes)
         rows: Bits = self._blocks[block]
         return rows
+
+    def prefetch(self, block: int) -> None:
+        """As `MappedFile.prefetch`, for a block."""
+        start = block * self._stride
+        self._file.prefetch(start, start + self._block_bytes)
 
     def release(self, first: int, last: int) -> None:
         """As `MappedFile.release`, for blocks ``first`` to ``last`` (inclusive)."""

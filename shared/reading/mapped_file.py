@@ -84,6 +84,11 @@ class MappedFile:
             self.check_size()  # an older kernel, or another system's
         return self.bytes[start:stop]
 
+    def prefetch(self, start: int, stop: int) -> None:
+        """Ask the kernel to begin to read some bytes from disk, and do not wait for them. It is advice."""
+        first = start - start % mmap.PAGESIZE
+        _libc.madvise(self._address + first, stop - first, mmap.MADV_WILLNEED)
+
     def release(self, start: int, stop: int) -> None:
         """Tell the kernel that nobody here needs some bytes soon, so that they make room for others first.
 

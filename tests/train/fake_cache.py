@@ -16,12 +16,16 @@ class FakeLayer:
         self.d_model = x.shape[1]
         self.num_bytes = self.x.nbytes
         self.released = []
+        self.prefetched = set()
 
     def __getitem__(self, rows):
         return self.x[rows].copy()
 
     def block(self, number):
         return self.x[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS]
+
+    def prefetch(self, blocks):
+        self.prefetched.update(blocks)
 
     def release(self, first, last):
         self.released.append((first, last))

@@ -65,6 +65,23 @@ def test_what_a_buffer_keeps_is_not_read_again(cache, order):
 
 
 @every_order
+def test_blocks_are_asked_for_before_the_first_of_them_is_waited_for(cache, order):
+    layer = cache.layer(3)
+    block, waited = layer.block, []
+
+    def watched(number):
+        waited.append((number, number in layer.prefetched))
+        return block(number)
+
+    layer.block = watched
+    loader = WindowLoader(layer, order, CPU)
+    loader.start(0, 0).result()
+    loader.close()
+    assert len(layer.prefetched) > 3
+    assert {number for number, asked in waited if asked} == {number for number, _ in waited} == layer.prefetched
+
+
+@every_order
 def test_pages_are_given_back_behind_where_that_is_asked_for(cache, order):
     loader = WindowLoader(cache.layer(3), order, CPU, release_pages=True)
     for number in range(order.num_windows):

@@ -1,5 +1,6 @@
 """A file that is cut short or gone after it was opened is an error that says whose it was, and no bus error."""
 
+import mmap
 import os
 import resource
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from shared.errors import CorruptError
 from shared.format.layout import GROUP, Geometry
+from shared.reading import mapped_file
 from shared.reading.cache import open_cache
 from shared.reading.mapped_file import MappedFile
 from tests.shared import small
@@ -149,6 +151,28 @@ def test_what_was_given_back_is_read_again_and_the_advice_is_for_those_blocks_of
     first, second = ((cache / GROUP / f"layers/2/resid_post/c/{shard}/0").stat().st_ino for shard in (0, 1))
     assert advised == [(first, 62 * stride, 64 * stride), (second, 0, 2 * stride)]
     assert (layer[:] == rows).all()
+
+
+def test_what_is_asked_for_beforehand_is_those_blocks_of_both_shards(cache, monkeypatch):
+    layer, advised = open_cache(cache).layer(2), []
+    rows = np.array(layer[:])
+    monkeypatch.setattr(mapped_file._libc, "madvise", lambda *arguments: advised.append(arguments) or 0)
+    layer.prefetch([62, 64])
+    stride, page = 128 * 8 * 2 + 4, mmap.PAGESIZE
+    starts = [62 * stride // page * page, 0]
+    mapped = [layer._shard(shard)._file._address for shard in (0, 1)]
+    assert advised == [(address + start, block * stride + 128 * 8 * 2 - start, mmap.MADV_WILLNEED)
+                       for address, start, block in zip(mapped, starts, (62, 0), strict=True)]
+    monkeypatch.undo()
+    assert (layer[:] == rows).all()
+
+
+@pytest.mark.parametrize("spoil", [lambda path: os.truncate(path, 10), Path.unlink], ids=["short", "gone"])
+def test_asking_beforehand_is_advice_and_fails_nothing(cache, spoil):
+    layer = open_cache(cache).layer(2)
+    layer.block(127)
+    spoil(cache / SHARD)
+    layer.prefetch([64, 127])
 
 
 @pytest.mark.parametrize("spoil", [lambda path: os.truncate(path, 10), Path.unlink], ids=["short", "gone"])
