@@ -71,7 +71,7 @@ harvest: $(READY) ## Conversations -> cache: make harvest MODEL=llama3.2-3b-inst
 
 train: $(READY) ## Cache -> SAEs of a layer: make train LAYER=12, or of several: LAYER="9 15"
 	$(if $(LAYER)$(RECIPE),,$(error LAYER is not set. For example: make train LAYER=12))
-	$(PY) $(if $(filter-out 0 1,$(processes)),-m torch.distributed.run --standalone --nproc-per-node $(processes)) \
+	$(PY) $(foreach count,$(filter-out 0 1,$(processes)),-m torch.distributed.run --standalone --nproc-per-node $(count)) \
 	    -m train run $(if $(LAYER),--layer "$(LAYER)") $(if $(EXPANSION),--expansion "$(EXPANSION)") $(common)
 
 evaluate: $(READY) ## Repeat the held-out metrics of a layer's SAEs: make evaluate LAYER=12
@@ -82,7 +82,8 @@ test: $(READY) ## Unit, contract and end-to-end tests; pip packages alone
 	$(PY) -m pytest -q $(together) -m "not gpu and not system and not crash" tests
 
 test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a fifth of the crash suite; says what it could not run
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tensorboard,wandb,trackio]"
+	$(if $(READY),$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -e ".[tensorboard,wandb,trackio]")
 	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.2 \
 	    $(PY) -m pytest -q $(together) -m "system or crash" tests
 

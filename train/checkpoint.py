@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shared import storage
 from shared.digests import file_digest
-from shared.errors import CorruptError, UserError
+from shared.errors import CorruptError, StorageError
 from shared.sealed_json import read_sealed, seal
 from train.tensor_files import read_tensors, write_tensors
 
@@ -65,9 +65,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], metrics_bytes: 
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None. Leftovers of a killed writer are removed.
+    """The newest checkpoint that is whole, or None. Leftovers of a killed writer are removed, and damaged ones get
+    another name.
 
-    Damaged ones get another name. They stay until the next one is written: a disk may have failed for a while only.
+    Raises:
+        StorageError: the disk fails. What it cannot give now may be whole.
     """
     for leftover in folder.glob("tmp-*"):
         storage.remove_tree(leftover)
@@ -75,7 +77,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in found:
         try:
             return _read(path)
-        except UserError as error:
+        except CorruptError as error:
             aside = path.with_name(_DAMAGED + path.name)
             storage.remove_tree(aside)
             storage.publish(path, aside)
@@ -85,11 +87,14 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
 
 def _read(path: Path) -> Checkpoint:
-    record = read_sealed(path / _RECORD)
+    for name in (_RECORD, _STATE):
+        if not (path / name).exists():
+            raise CorruptError(f"{path / name} is missing.")
     try:
-        digest = file_digest(path / _STATE)
-    except OSError as error:
-        raise CorruptError(f"{path / _STATE}: {error.strerror}.") from error
+        record, digest = read_sealed(path / _RECORD), file_digest(path / _STATE)
+    except (OSError, StorageError) as error:
+        raise StorageError(f"Cannot read the checkpoint {path}: {error} If the disk does not recover, remove that "
+                           "folder: the same command goes on from the checkpoint before.") from error
     if digest != record["state"]:
         raise CorruptError(f"{path / _STATE} is damaged: its bytes do not match the record.")
     return Checkpoint(record["step"], read_tensors(path / _STATE), record["metrics_bytes"])

@@ -11,6 +11,7 @@ one step is over before another begins.
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from torch import Tensor
 _PLAIN_STEPS = 3
 """Steps of each kind that run as they are, before one is recorded: kernels are compiled and libraries set up."""
 
-_pool: Any = None
+_living: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+"""Graphs whose pool the next one shares. A pool ends with its last graph: none is kept by its handle."""
+
 _places: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 """Where steps that are recorded find batch and variance, by shape, type and device."""
 
@@ -54,10 +57,10 @@ class StepGraphs:
 
 
 def _recorded(step: Callable[[Tensor, Tensor], None], x: Tensor, variance: Tensor) -> torch.cuda.CUDAGraph:
-    global _pool
-    _pool = _pool or torch.cuda.graph_pool_handle()
+    pool = next((other.pool() for other in _living), None)
     graph = torch.cuda.CUDAGraph()
     # Other threads go on reading batches meanwhile.
-    with torch.cuda.graph(graph, pool=_pool, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         step(x, variance)
+    _living.add(graph)
     return graph

@@ -111,7 +111,7 @@ def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEP
             diverged |= run.diverged
             del run  # and its memory: each turn is planned to fill what there is
         if shards.is_first:
-            remove_finished_sets(folder)
+            remove_finished_sets(folder, diverged)
     if diverged:
         raise DivergedError(list(diverged.values()), [folder / sae.name for sae in saes if sae.name not in diverged])
     return [folder / sae.name for sae in saes]
@@ -226,7 +226,7 @@ class SetRun:
             self.say(f"Going on from step {self.start:,}.")
 
     def train(self) -> None:
-        """Run the steps that are left, as long as an SAE has not diverged. A last checkpoint is there at the end."""
+        """Run the steps that are left. A last checkpoint is there at the end, unless every SAE has diverged."""
         if not self.trainers:
             return
         self.batches.start_step = self.start

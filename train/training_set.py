@@ -8,7 +8,7 @@ memory, do not change a run that is resumed.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -289,10 +289,10 @@ def _divide(folder: Path, found: TrainingSet, names: set[str]) -> TrainingSet:
     return part
 
 
-def remove_finished_sets(folder: Path) -> None:
-    """Remove the checkpoints of sets whose SAEs are all written: a kill can leave them behind."""
+def remove_finished_sets(folder: Path, given_up: Collection[str] = ()) -> None:
+    """Remove the checkpoints of sets whose SAEs are all written, or given up: a kill can leave them behind."""
     for found in sets_in_progress(folder):
-        if all((folder / member.name / RUN).exists() for member in found.saes):
+        if all(member.name in given_up or (folder / member.name / RUN).exists() for member in found.saes):
             storage.remove_tree(folder / CHECKPOINTS / found.set_name)
 
 

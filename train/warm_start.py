@@ -12,6 +12,7 @@ SAE's recipe, and so in its name: another source is another SAE.
 """
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,21 @@ def read_source(folder: str, where: str) -> dict[str, Any]:
     """
     path = Path(folder)
     if not (path / _RUN).is_file():
-        return _foreign_source(path, where)
+        try:
+            return _foreign_source(path, weights_file(path).stat().st_mtime_ns)
+        except (RecipeError, StorageError) as error:
+            raise RecipeError(f"{where}.warm_start: {folder!r} holds no finished SAE. Expected a folder such as "
+                              f"runs/<cache>/layer<L>/<sae name>, or an SAE of another tool. {error}") from error
     run = read_sealed(path / _RUN)
     config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     return {"sae": run["name"], "architecture": run["architecture"], "d_in": config["d_in"], "d_sae": config["d_sae"],
             "cache_id": run["cache_id"], "layer": run["layer"], "weights": run["files"][SAE_WEIGHTS]}
 
 
-def _foreign_source(path: Path, where: str) -> dict[str, Any]:
-    try:
-        source, digest = load_sae(path), file_digest(weights_file(path))
-    except (RecipeError, StorageError) as error:
-        raise RecipeError(f"{where}.warm_start: {str(path)!r} holds no finished SAE. Expected a folder such as "
-                          f"runs/<cache>/layer<L>/<sae name>, or an SAE of another tool. {error}") from error
+@lru_cache(maxsize=64)
+def _foreign_source(path: Path, changed: int) -> dict[str, Any]:
+    """As `read_source`, read once for all points of a grid; ``changed`` is when the weights were."""
+    source, digest = load_sae(path), file_digest(weights_file(path))
     return {"sae": f"{source.layout}-{digest[:6]}", "architecture": source.architecture, "d_in": source.d_in,
             "d_sae": source.d_sae, "cache_id": None, "layer": source.made_for.layer, "weights": digest,
             "made_for": vars(source.made_for)}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shared import storage
+from shared.errors import StorageError
 from train import checkpoint
 
 
@@ -60,6 +61,20 @@ def test_damaged_ones_do_not_count_as_one_of_the_two_that_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000950", "step-000000980"]
     damage(tmp_path, 980)
     assert checkpoint.load_newest(tmp_path).step == 950
+
+
+def test_a_disk_that_fails_for_a_while_costs_no_checkpoint(tmp_path, monkeypatch):
+    for step in (900, 1000):
+        save(tmp_path, step)
+
+    def fails(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(checkpoint, "file_digest", fails)
+    with pytest.raises(StorageError, match=r"Cannot read the checkpoint .*step-000001000.*Input/output error"):
+        checkpoint.load_newest(tmp_path)
+    monkeypatch.undo()
+    assert checkpoint.load_newest(tmp_path).step == 1000
 
 
 def test_where_all_are_damaged_a_run_begins_anew_and_keeps_what_it_saves(tmp_path, caplog):

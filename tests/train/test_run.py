@@ -161,9 +161,7 @@ def test_an_sae_that_diverges_does_not_stop_the_others_of_its_set(reference, tmp
     folders = [path.parent for path in tmp_path.rglob("run.json")]
     assert len(folders) == 2
     assert weights(folders).items() <= weights(reference).items()
-    with pytest.raises(RecipeError, match="diverged: its loss is not finite before step 120"):
-        tiny_run.train(tmp_path, recipe)  # the same command trains nothing again
-    assert {path.parent for path in tmp_path.rglob("run.json")} == set(folders)
+    assert list((folders[0].parent / CHECKPOINTS).iterdir()) == []
 
 
 def test_a_run_that_goes_on_leaves_out_what_diverged_before(reference, tmp_path):

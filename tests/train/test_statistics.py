@@ -33,6 +33,7 @@ def test_scaled_rows_have_mean_zero_and_a_mean_square_of_one_a_dimension(cache):
     x = statistics.apply(torch.from_numpy(cache.layer(3)[kept].astype(np.float32)))
     assert x.mean(0).abs().max() < 1e-4
     assert x.square().mean() == pytest.approx(1, abs=1e-4)
+    assert cache.layer(3).prefetched == set(order.blocks.tolist())  # fewer than a sample takes
 
 
 def test_dropped_rows_do_not_count(cache):

@@ -49,8 +49,10 @@ class GatedSAE(StandardSAE):
     @torch.no_grad()
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         super().start_from(weights)
-        if "b_enc" in weights and "b_mag" not in weights:
-            self.b_mag.copy_(self.b_enc)  # a source without gates: they open where it was active, and pass what it gave
+        if "b_mag" not in weights:  # a source without gates: they open where it was active, and pass what it gave
+            self.b_mag.copy_(self.b_enc)
+            if "threshold" in weights:
+                self.b_enc.sub_(self.shards.own(weights["threshold"], 0))
 
     def magnitudes(self, gate: Tensor) -> Tensor:
         """ReLU(magnitude) ``[batch, width]`` from the gate, without a second product with W_enc."""

@@ -99,7 +99,11 @@ def run(recipe_name: str | None, cache_name: str | None, layers: str | None, ove
     for path in everything if shards.is_first else []:
         click.echo(str(path))
     if diverged:
-        raise DivergedError([line for error in diverged for line in error.messages], everything)
+        all_of_them = DivergedError([line for one in diverged for line in one.messages], everything)
+        if team.world_size == 1:
+            raise all_of_them
+        # torchrun would stop the other processes, and the SAEs that they are training, at an exit code.
+        click.echo(team.says(f"Error: {all_of_them}"), err=True)
 
 
 def _start_over(runs: Path, cache: Cache, groups: Sequence[Group], yes: bool) -> None:

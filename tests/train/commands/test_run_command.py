@@ -93,6 +93,15 @@ def test_what_diverges_keeps_neither_the_others_nor_the_next_group_from_being_ev
     assert len(list(tmp_path.rglob("eval.json"))) == 2
 
 
+def test_one_of_several_processes_tells_what_diverged_and_lets_the_others_go_on(invoke, tmp_path, monkeypatch):
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    result = invoke("--layer", "3", *TINY, "--set", "train.log_steps=5", "--set", "sae.lr=[1e30, 6e-3]")
+    assert result.exit_code == 0  # torchrun would stop them
+    assert "[0] Error: batchtopk-32-k3-s0-" in result.output
+    assert list(tmp_path.rglob("run.json")) == []
+
+
 def test_widths_of_both_kinds_that_only_look_alike_are_no_mistake(invoke, tmp_path):
     recipe = tmp_path / "two.toml"
     recipe.write_text('[[sae]]\nd_sae = 32768\n[[sae]]\nexpansion = 8\n')
