@@ -1,5 +1,5 @@
 """How the best learning rates move with the batch: what the rules `train.optimizer.default_lr` and
-`TopKSAE.default_decoder_lr` say of small batches.
+`fast_decoder_lr` say of small batches.
 
     python -m benchmarks.learning_rate [--cache caches/quality --layer 9]
 

@@ -27,6 +27,16 @@ def default_lr(d_sae: int, num_tokens: int, batch_size: int) -> float:
     return float(of_run * math.sqrt(min(1.0, batch_size / 1024)))
 
 
+def fast_decoder_lr(batch_size: int) -> float:
+    """The multiple at which W_dec learns where that was found to help: 3, and 3 sqrt(batch / 1024) for batches under
+    1,024 rows, at least 1.
+
+    With 1,024 rows 3 explains more than 1 (docs/quality.md). With fewer it is too fast (`benchmarks.learning_rate`):
+    TopK explains 0.863 with 128 rows, against 0.867 by this rule and 0.859 at 0.5; 0.860 against 0.863 with 512.
+    """
+    return max(1.0, 3 * math.sqrt(min(1.0, batch_size / 1024)))
+
+
 COSINE_FLOOR = 0.1
 """Share of the peak rate that a cosine falls to (FAST: 7e-5 to 7e-6)."""
 

@@ -38,6 +38,7 @@ from train.architectures.activations import jump
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import decode_active
 from train.kernels.latents import Jump
+from train.optimizer import fast_decoder_lr
 from train.shards import ALONE, Shards
 from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by
 
@@ -62,10 +63,15 @@ class JumpReLUConfig(SAEConfig):
     threshold_init: float | None = Field(default=None, ge=0)
     """Threshold of every latent at the start. By default each latent's own, from the first batch: so that the
     mean L0 starts at start_l0 times the asked one."""
-    start_l0: float = Field(default=4.0, gt=0)
-    """L0 at the start as a multiple of l0, where threshold_init is not given."""
-    threshold_lr: float = Field(default=3.0, gt=0)
-    """Learning rate of the thresholds (with "step" of their logarithms) as a multiple of the SAE's."""
+    start_l0: float = Field(default=16.0, gt=0)
+    """L0 at the start as a multiple of l0, where threshold_init is not given; but no more than an eighth of d_sae, or 4
+    times l0 where that is more. From 4 times l0 on, 0.7 % of d_sae, more latents die; from half of d_sae on a planted
+    dictionary is not found."""
+    threshold_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the thresholds (with "step" of their logarithms) as a multiple of the SAE's. By default 10 with
+    "tanh", and 3."""
+    bias_lr: float = Field(default=10.0, gt=0)
+    """As everywhere, but faster: with thresholds that move at 10 times the rate biases may too (docs/quality.md)."""
     tanh_scale: float = Field(default=4.0, gt=0)
     """The factor inside the tanh."""
     pre_act_coefficient: float | None = Field(default=None, ge=0)
@@ -125,11 +131,16 @@ class JumpReLUSAE(SAE):
         return pre_acts.relu() * (pre_acts > self.threshold)
 
     def lr_multiples(self) -> dict[str, float]:
-        return super().lr_multiples() | {"theta": self.config.threshold_lr}
+        threshold_lr = self.config.threshold_lr or (10.0 if self.config.loss == "tanh" else 3.0)
+        return super().lr_multiples() | {"theta": threshold_lr}
+
+    def default_decoder_lr(self) -> float:
+        return fast_decoder_lr(self.length.batch_size)
 
     def _start_thresholds(self, pre_acts: Tensor) -> None:
         """Each latent fires on the same share of the first batch: far fewer to prune than from half of all."""
-        share = min(0.5, self.config.start_l0 * self.config.l0 / self.d_sae)
+        asked = self.config.l0 / self.d_sae
+        share = min(0.5, self.config.start_l0 * asked, max(1 / 8, 4 * asked))
         number = max(1, round(share * len(pre_acts)))
         self.set_threshold(torch.topk(pre_acts.detach(), number, dim=0, sorted=True).values[-1])
 

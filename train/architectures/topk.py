@@ -9,7 +9,6 @@ while (counted in tokens), so that dead latents learn what the others miss. With
 square of 1 per dimension, both terms are in units of explained variance times d_in.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.selection import largest_of_rows
 from train.architectures.sparse import decode_pairs, gather_pre_acts, nothing_of, select_pairs
+from train.optimizer import fast_decoder_lr
 from train.shards import ALONE, Shards
 
 _REFRESH_STEPS = 16
@@ -88,13 +88,7 @@ class TopKSAE(SAE):
         self._silent_buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def default_decoder_lr(self) -> float:
-        """3, and 3 sqrt(batch / 1024) for batches under 1,024 rows, at least 1.
-
-        With 1,024 rows 3 explains more than 1 (docs/quality.md). With fewer it is too fast
-        (`benchmarks.learning_rate`): TopK explains 0.863 with 128 rows, against 0.867 by this rule and 0.859 at 0.5;
-        0.860 against 0.863 with 512.
-        """
-        return max(1.0, 3 * math.sqrt(min(1.0, self.length.batch_size / 1024)))
+        return fast_decoder_lr(self.length.batch_size)
 
     def beta2(self) -> float:
         """Adam looks back over a tenth of the run: 100 steps at least (0.99), 1,000 at most (0.999, as is usual).
