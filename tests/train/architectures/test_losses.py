@@ -86,18 +86,31 @@ def test_adam_looks_back_over_a_tenth_of_the_run_of_topk_kinds_within_bounds(num
 
 @pytest.mark.parametrize(("batch_size", "multiple"),
                          [(8, 1), (128, 3 / 8**0.5), (512, 3 / 2**0.5), (1024, 3), (8192, 3)])
-def test_the_decoder_of_topk_kinds_learns_three_times_as_fast_but_in_small_batches(batch_size, multiple):
-    length = RunLength(100, batch_size)
-    for name in ("topk", "batchtopk", "matryoshka"):
+def test_the_decoder_of_topk_kinds_and_jumprelu_learns_three_times_as_fast_but_in_small_batches(batch_size, multiple):
+    length, topk_kinds = RunLength(100, batch_size), ("topk", "batchtopk", "matryoshka")
+    for name, others in [*((name, {"b_enc": 4}) for name in topk_kinds), ("jumprelu", {"b_enc": 10, "theta": 10})]:
         config = ARCHITECTURES[name].Config
         assert ARCHITECTURES[name](config(d_sae=D_SAE), D_IN, length).lr_multiples() == pytest.approx(
-            {"W_dec": multiple, "b_enc": 4})
+            {"W_dec": multiple} | others)
         given = ARCHITECTURES[name](config(d_sae=D_SAE, decoder_lr=2.0, bias_lr=0.5), D_IN, length)
-        assert given.lr_multiples() == {"W_dec": 2, "b_enc": 0.5}
+        assert given.lr_multiples() == {**others, "W_dec": 2, "b_enc": 0.5}
 
 
-@pytest.mark.parametrize(("name", "multiples"), [("standard", {"b_enc": 4}), ("gated", {"b_enc": 1}),
-                                                 ("jumprelu", {"b_enc": 4, "theta": 3})])
+@pytest.mark.parametrize(("d_sae", "l0", "share"), [(4608, 16, 256 / 4608), (4608, 32, 512 / 4608), (4608, 64, 1 / 8),
+                                                    (64, 4, 1 / 4)])
+def test_thresholds_start_where_a_few_times_as_many_latents_fire_as_were_asked_for(d_sae, l0, share):
+    sae = ARCHITECTURES["jumprelu"](ARCHITECTURES["jumprelu"].Config(d_sae=d_sae, l0=l0), D_IN, RunLength(100, 1000))
+    x = torch.randn(1000, D_IN, generator=torch.Generator().manual_seed(0))
+    assert sae.loss(x, 0).l0.item() / d_sae == pytest.approx(share, abs=0.0021)  # two of a latent's 1,000 rows
+
+
+@pytest.mark.parametrize("loss", ["step", "target_l0"])
+def test_thresholds_of_other_losses_learn_three_times_as_fast(loss):
+    config = ARCHITECTURES["jumprelu"].Config(d_sae=D_SAE, loss=loss)
+    assert ARCHITECTURES["jumprelu"](config, D_IN, RunLength(100, 1024)).lr_multiples()["theta"] == 3
+
+
+@pytest.mark.parametrize(("name", "multiples"), [("standard", {"b_enc": 4}), ("gated", {"b_enc": 1})])
 def test_parameters_of_kinds_with_a_penalty_learn_at_multiples_that_no_batch_changes(name, multiples):
     for batch_size in (128, 1024):
         sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=D_SAE), D_IN, RunLength(100, batch_size))
