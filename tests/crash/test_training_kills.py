@@ -20,7 +20,7 @@ KILLS = 30
 SLOW_STEPS = """
 import time
 import train.run
-train.run.remove_finished_sets = lambda folder: None     # the last checkpoint stays: it has the optimiser's state
+train.run.remove_finished_sets = lambda *_: None     # the last checkpoint stays: it has the optimiser's state
 step = train.run.Trainer.step
 def slow(self, *rest):
     time.sleep(0.001)                                    # else all kills land before the first step or after the last

@@ -27,7 +27,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def _the_last_checkpoint_stays(monkeypatch):
     """With it the optimiser's state can be compared."""
-    monkeypatch.setattr(train.run, "remove_finished_sets", lambda folder: None)
+    monkeypatch.setattr(train.run, "remove_finished_sets", lambda *_: None)
 
 
 def left(runs):
@@ -54,7 +54,7 @@ def undisturbed(tmp_path_factory):
     """What is left when nothing happens, and the operations on the way."""
     folder, seen = tmp_path_factory.mktemp("undisturbed"), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.run, "remove_finished_sets", lambda folder: None)
+        patch.setattr(train.run, "remove_finished_sets", lambda *_: None)
         storage.make_folder(folder)
         run(folder / "0", lambda operation, path: seen.append((operation, path.name)))
     found = left(folder / "0")
