@@ -206,8 +206,13 @@ def write_file(path: Path, data: Buffer, temporary_folder: Path | None = None) -
         raise
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file is written that gets its name at the end, for a writer that is alone with it."""
+    return path.with_name(f".{path.name}{_PARTIAL}")
+
+
 def is_partial(path: Path) -> bool:
-    """Whether a file is what a killed writer left: of `write_file`, or of one that names its files in the same way."""
+    """Whether a file is what a killed writer left, of `write_file` or at `partial_of`."""
     return path.name.startswith(".") and path.name.endswith(_PARTIAL)
 
 

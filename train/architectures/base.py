@@ -41,11 +41,12 @@ class SAEConfig(Table):
     lr: float | None = Field(default=None, gt=0)
     """Learning rate at its peak. By default [train] lr, or else a rule (`train.optimizer.default_lr`)."""
     decoder_lr: float | None = Field(default=None, gt=0)
-    """W_dec learns at this multiple of the learning rate. By default 1; TopK kinds have a rule of the batch."""
+    """W_dec learns at this multiple of the learning rate. By default 1; TopK kinds and JumpReLU have a rule of the
+    batch (`train.optimizer.fast_decoder_lr`)."""
     bias_lr: float = Field(default=4.0, gt=0)
     """b_enc learns at this multiple of the learning rate: in a step an input of norm sqrt(d_in) moves a pre-activation
     much further by its weights than by its bias. 4 explains more than 1 in most cases, and never less by more than
-    0.001 (docs/quality.md); for Gated 1 is the default."""
+    0.001 (docs/quality.md); for Gated the default is 1, for JumpReLU 10."""
     init: Literal["tied", "kaiming"] = "tied"
     """How W_dec and W_enc start. "tied": rows of W_dec in random directions, W_enc its transpose. "kaiming":
     Kaiming-uniform and independent of each other (SAELens 5, FAST). Rows of W_dec have unit norm in both."""

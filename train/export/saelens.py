@@ -53,7 +53,7 @@ def write_sae(folder: Path, sae: SAE, statistics: InputStatistics, metadata: Map
     """
     storage.make_folder(folder)
     tensors: dict[str, Tensor] = fold(sae, statistics)
-    partial = folder / f".{SAE_WEIGHTS}.partial"
+    partial = storage.partial_of(folder / SAE_WEIGHTS)
     write_tensors(partial, tensors, {"format": "pt"})
     storage.publish(partial, folder / SAE_WEIGHTS)
     text = json.dumps(config_dict(sae, metadata), indent=1) + "\n"

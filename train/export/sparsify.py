@@ -32,7 +32,7 @@ def write_sparse_coder(folder: Path, sae: ExportedSAE) -> None:
     """
     assert sae.k is not None
     storage.make_folder(folder)
-    partial = folder / f".{WEIGHTS}.partial"
+    partial = storage.partial_of(folder / WEIGHTS)
     write_tensors(partial, {"encoder.weight": sae.W_enc.t(), "encoder.bias": sae.b_enc, "W_dec": sae.W_dec,
                             "b_dec": sae.b_dec}, {"format": "pt"})
     storage.publish(partial, folder / WEIGHTS)
