@@ -29,6 +29,9 @@ common = $(if $(CACHE),--cache "$(CACHE)") $(if $(RECIPE),--recipe "$(RECIPE)") 
 gpus      = $(if $(filter auto cuda,$(DEVICE)),$(shell $(PY) -c "import torch; print(torch.cuda.device_count())" 2>/dev/null))
 processes = $(or $(WORKERS),$(gpus))
 
+# A variable, because make takes a comma inside $(if ...) for the end of its text.
+watchers = tensorboard,wandb,trackio
+
 # Tests run on every core; those of a file in one process, for they share what takes long to make.
 together = -n auto --maxprocesses 4 --dist loadfile
 
@@ -82,8 +85,8 @@ test: $(READY) ## Unit, contract and end-to-end tests; pip packages alone
 	$(PY) -m pytest -q $(together) -m "not gpu and not system and not crash" tests
 
 test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a fifth of the crash suite; says what it could not run
-	$(if $(READY),$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    -e ".[tensorboard,wandb,trackio]")
+	@# Watchers of training runs; an environment of the user's own is left as it is.
+	$(if $(READY),$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(watchers)]")
 	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.2 \
 	    $(PY) -m pytest -q $(together) -m "system or crash" tests
 

@@ -1,7 +1,9 @@
 """The two commands of a user, `make harvest` and `make train`: what their variables become, and that they work."""
 
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,19 @@ def test_every_variable_and_target_is_in_the_help():
     assert len(VARIABLES) > 9
     assert all(f"\n  {name} " in shown for name in VARIABLES)
     assert all(f"  make {name} " in shown for name in targets)
+
+
+@pytest.mark.parametrize("target", [line.split(":")[0] for line in MAKEFILE if re.match("[a-z-]+:.*##", line)])
+def test_every_target_is_sound_shell_in_a_new_folder(target, tmp_path):
+    """make's own functions are expanded before a shell sees the line: a comma within $(if ...) cuts it."""
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("pyproject.toml", "constraints.txt", "benchmarks/peers.txt", "benchmarks/peers_no_deps.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    printed = make("-n", target, "LAYER=9", "PYTHON=python3", folder=tmp_path)
+    assert printed.returncode == 0, printed.stderr
+    checked = subprocess.run(["sh", "-n"], input=printed.stdout, capture_output=True, text=True, check=False)
+    assert checked.stderr == ""
+    assert printed.stdout.strip()
 
 
 @pytest.mark.system
