@@ -14,6 +14,9 @@ from train.optimizer import Adam, lr_factor
 
 _FIGURES = ("mse", "sparsity", "aux", "l0", "variance", "steps")
 
+DENSE = 0.1
+"""Share of the tokens on which a latent is active that is called dense: `active_on_over_10_percent` of eval.json."""
+
 
 class Trainer:
     """Trains one SAE on scaled batches. No step waits for the device."""
@@ -72,7 +75,8 @@ class Trainer:
                                    (loss.mse, loss.sparsity, loss.aux, loss.l0, variance, one)])
 
     def figures(self, step: int) -> dict[str, float]:
-        """Means since the last call, read from the device: mse, sparsity, aux, l0, explained variance, dead."""
+        """Means since the last call, read from the device: mse, sparsity, aux, l0, explained variance; dead and dense
+        latents."""
         sums = dict(zip(_FIGURES, self._sums.tolist(), strict=True))
         self._sums.zero_()
         steps = max(1.0, sums["steps"])
@@ -84,12 +88,19 @@ class Trainer:
             "l0": sums["l0"] / steps,
             "explained_variance": 1 - sums["mse"] / max(sums["variance"], 1e-30),
             "dead_latents": self.dead_latents(),
+            "dense_latents": self._dense_latents(steps * self.sae.length.batch_size),
             "lr": self.lr * self._lr_factor(step),
         }
 
     def dead_latents(self) -> int:
         """How many latents have been silent for the reported window."""
         return int(self.sae.shards.sum((self.sae.tokens_since_fired >= self.sae.length.dead_window).sum()))
+
+    def _dense_latents(self, tokens: float) -> int:
+        """How many latents were active on over `DENSE` of the ``tokens`` since the last call."""
+        dense = self.sae.tokens_fired > DENSE * tokens
+        self.sae.tokens_fired.zero_()
+        return int(self.sae.shards.sum(dense.sum()))
 
     def _lr_factor(self, step: int) -> float:
         config = self.config

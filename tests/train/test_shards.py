@@ -120,7 +120,7 @@ def losses(shards):
             loss.total.backward()
             whole = {key: shards.whole(parameter.grad, sae.per_latent.get(key))
                      for key, parameter in sae.named_parameters()}
-            whole["fired"] = shards.whole(loss.fired, 0)
+            whole["counts"] = shards.whole(loss.counts, 0).float()
             with torch.no_grad():
                 whole["latents"] = shards.whole(sae.encode(x), 1)
                 whole["x_hat"] = sae(x)

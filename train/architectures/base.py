@@ -98,8 +98,8 @@ class Loss:
     """The auxiliary term as it enters ``total``."""
     l0: Tensor
     """Mean number of active latents in a row."""
-    fired: Tensor
-    """bool [width]: this process's latents that were active in any row."""
+    counts: Tensor
+    """Integers [width]: in how many rows each of this process's latents was active."""
 
 
 class SAE(nn.Module, ABC):
@@ -109,7 +109,8 @@ class SAE(nn.Module, ABC):
     name: ClassVar[str]
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
     """Parameters whose rows the optimiser keeps at unit norm (`train.optimizer.Adam`)."""
-    per_latent: ClassVar[dict[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "tokens_since_fired": 0}
+    per_latent: ClassVar[dict[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0, "tokens_since_fired": 0,
+                                            "tokens_fired": 0}
     """Parameters and buffers that are divided between processes, and their dimension of latents."""
 
     W_enc: nn.Parameter
@@ -117,6 +118,8 @@ class SAE(nn.Module, ABC):
     W_dec: nn.Parameter
     b_dec: nn.Parameter
     tokens_since_fired: Tensor
+    tokens_fired: Tensor
+    """int64 [width]: since `Trainer.figures` was last read."""
 
     def __init__(self, config: SAEConfig, d_in: int, length: RunLength, shards: Shards = ALONE) -> None:
         super().__init__()
@@ -134,6 +137,7 @@ class SAE(nn.Module, ABC):
         self.W_dec = nn.Parameter(decoder, requires_grad=not config.frozen_decoder)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("tokens_since_fired", torch.zeros(self.width, dtype=torch.int64))
+        self.register_buffer("tokens_fired", torch.zeros(self.width, dtype=torch.int64))
         self.given: frozenset[str] = frozenset()
         """Parameters that came from another SAE (`start_from`): the first batch does not set them."""
 
@@ -185,13 +189,14 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def after_step(self, loss: Loss, batch_size: int, step: int | Tensor) -> None:
-        """Book-keeping after the optimiser's step, which keeps `unit_rows`: the count of silent tokens.
+        """Book-keeping after the optimiser's step, which keeps `unit_rows`: each latent's silent and active tokens.
 
         Args:
             step: 0-based; on CUDA also as a scalar on the device.
         """
         self.tokens_since_fired.add_(batch_size)
-        self.tokens_since_fired.masked_fill_(loss.fired, 0)
+        self.tokens_since_fired.masked_fill_(loss.counts > 0, 0)
+        self.tokens_fired.add_(loss.counts)
 
     def lr_multiples(self) -> dict[str, float]:
         """Parameters that learn at another rate than the rest, as multiples of it."""

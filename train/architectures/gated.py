@@ -77,10 +77,9 @@ class GatedSAE(StandardSAE):
         penalty = self.controller.coefficient() * self.shards.sum(opened.sum()) / len(x)
         frozen = torch.addmm(self.shards.once(self.b_dec.detach()), opened, self.W_dec.detach())
         aux = self.reconstruction_error(x, self.shards.sum(frozen))
-        active = latents.detach() > 0
-        l0 = self.shards.sum(active.sum()) / len(x)
+        counts = (latents.detach() > 0).sum(0)
         return Loss(total=error + penalty + aux, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
-                    aux=aux.detach(), l0=l0, fired=active.any(0))
+                    aux=aux.detach(), l0=self.shards.sum(counts.sum()) / len(x), counts=counts)
 
     def _gates(self, x: Tensor) -> Tensor:
         """The gates of latents that would be active if theirs were open, flat."""

@@ -157,7 +157,7 @@ class JumpReLUSAE(SAE):
         penalty = self.controller.coefficient() * self._penalty(tanh, row_l0) / len(x)
         pull = self.pre_act_coefficient * self.shards.sum(pull) / len(x)
         return Loss(total=error + penalty + pull, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
-                    aux=pull.detach(), l0=self.shards.sum(counts.sum()) / len(x), fired=counts > 0)
+                    aux=pull.detach(), l0=self.shards.sum(counts.sum()) / len(x), counts=counts)
 
     def _penalty(self, tanh: Tensor, row_l0: Tensor | None) -> Tensor:
         """What the coefficient multiplies, summed over the batch: from the sum of the tanh, or each row's L0."""

@@ -61,9 +61,9 @@ class MatryoshkaSAE(BatchTopKSAE):
 
     def loss(self, x: Tensor, step: int) -> Loss:
         if x.device.type == "cpu" and self.sparse_on_cpu:
-            parts, l0, fired = self._decode_sparse(x)
+            parts, counts = self._decode_sparse(x)
         else:
-            parts, l0, fired = self._decode_dense(x)
+            parts, counts = self._decode_dense(x)
         residual = x - self.b_dec
         prefix_errors = []
         for part in parts:
@@ -73,10 +73,11 @@ class MatryoshkaSAE(BatchTopKSAE):
         aux = self.aux_loss(x, x - residual, self._silent_weights())
         total = error if aux is None else error + aux
         return Loss(total=total, mse=prefix_errors[-1].detach() / self.d_in, sparsity=error.new_zeros(()),
-                    aux=error.new_zeros(()) if aux is None else aux.detach(), l0=l0, fired=fired)
+                    aux=error.new_zeros(()) if aux is None else aux.detach(),
+                    l0=self.shards.sum(counts.sum()) / len(x), counts=counts)
 
-    def _decode_sparse(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Each group's part of the reconstruction ``[batch, d_in]``, L0 and fired latents; over selected pairs only."""
+    def _decode_sparse(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Each group's part of the reconstruction ``[batch, d_in]`` and counts; over selected pairs only."""
         with torch.no_grad():
             pre_acts = self.pre_acts(x)
             flat = self.choose(pre_acts)
@@ -89,9 +90,9 @@ class MatryoshkaSAE(BatchTopKSAE):
             within = chosen.rows[inside] * len(W_dec) + chosen.latents[inside] - first
             parts.append(decode_pairs(values[inside], W_dec, select_pairs(within, len(x), len(W_dec)))[0])
             first += len(W_dec)
-        return parts, self.shards.sum(torch.tensor(len(flat) / len(x))), chosen.counts > 0
+        return parts, chosen.counts
 
-    def _decode_dense(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    def _decode_dense(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """The same through dense autograd: the form for GPUs."""
         pre_acts = self.pre_acts(x)
         with torch.no_grad():
@@ -100,4 +101,4 @@ class MatryoshkaSAE(BatchTopKSAE):
             mask &= pre_acts > 0
         latents = torch.split(pre_acts * mask, self.group_sizes, dim=1)
         parts = [group @ W_dec for group, W_dec in zip(latents, torch.split(self.W_dec, self.group_sizes), strict=True)]
-        return parts, self.shards.sum(mask.sum()) / len(x), mask.any(0)
+        return parts, mask.sum(0)

@@ -70,17 +70,16 @@ class StandardSAE(SAE):
         if flat is None:
             latents, total, counts = rectify(pre_acts)
             x_hat = self.decode(latents)
-            l0, fired = counts.sum() / len(x), counts > 0
         else:
             # The gradient of ReLU stops at the other latents, so nothing else is decoded or differentiated.
             selection = select_pairs(flat, len(x), self.width)
             latents, *_ = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts.detach(), selection)
             x_hat = self.shards.sum(decode_pairs(latents, self.W_dec, selection)[0]) + self.b_dec
-            total, l0, fired = latents.sum(), torch.tensor(len(flat) / len(x)), selection.counts > 0
+            total, counts = latents.sum(), selection.counts
         error = self.reconstruction_error(x, x_hat)
         penalty = self.controller.coefficient() * self.shards.sum(total) / len(x)
         return Loss(total=error + penalty, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
-                    aux=error.new_zeros(()), l0=self.shards.sum(l0), fired=fired)
+                    aux=error.new_zeros(()), l0=self.shards.sum(counts.sum()) / len(x), counts=counts)
 
     @torch.no_grad()
     def after_step(self, loss: Loss, batch_size: int, step: int | Tensor) -> None:

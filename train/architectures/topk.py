@@ -117,17 +117,18 @@ class TopKSAE(SAE):
 
     def loss(self, x: Tensor, step: int) -> Loss:
         if self.sparse_on_cpu if x.device.type == "cpu" else self.k <= _SPARSE_SHARE_ON_CUDA * self.d_sae:
-            x_hat, l0, fired, silent = self._reconstruct_sparse(x)
+            x_hat, counts, silent = self._reconstruct_sparse(x)
         else:
-            x_hat, l0, fired, silent = self._reconstruct_dense(x)
+            x_hat, counts, silent = self._reconstruct_dense(x)
         error = self.reconstruction_error(x, x_hat)
         aux = self.aux_loss(x, x_hat, silent)
         total = error if aux is None else error + aux
         return Loss(total=total, mse=error.detach() / self.d_in, sparsity=error.new_zeros(()),
-                    aux=error.new_zeros(()) if aux is None else aux.detach(), l0=l0, fired=fired)
+                    aux=error.new_zeros(()) if aux is None else aux.detach(),
+                    l0=self.shards.sum(counts.sum()) / len(x), counts=counts)
 
-    def _reconstruct_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, SilentWeights]:
-        """Reconstruction, L0, fired latents and silent ones; the same sums as the dense form, over selected pairs."""
+    def _reconstruct_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights]:
+        """Reconstruction, counts and silent latents; the same sums as the dense form, over selected pairs."""
         with torch.no_grad():
             pre_acts = self.pre_acts(x)
             selection = select_pairs(self.choose(pre_acts), len(x), self.width)
@@ -135,12 +136,11 @@ class TopKSAE(SAE):
         values = values.relu()
         decoded, decoder = decode_pairs(values, self.W_dec, selection, self._silent_list)
         active = values.detach() > 0
-        fired = torch.zeros(self.width, dtype=torch.int32, device=x.device)
-        fired.index_add_(0, selection.latents, active.to(torch.int32))
-        return (self.shards.sum(decoded) + self.b_dec, self.shards.sum(active.sum()) / len(x), fired > 0,
-                SilentWeights(encoder, biases, decoder))
+        counts = torch.zeros(self.width, dtype=torch.int32, device=x.device)
+        counts.index_add_(0, selection.latents, active.to(torch.int32))
+        return self.shards.sum(decoded) + self.b_dec, counts, SilentWeights(encoder, biases, decoder)
 
-    def _reconstruct_dense(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, SilentWeights]:
+    def _reconstruct_dense(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights]:
         """The same through dense autograd: the form for many latents on a GPU, and the reference for tests."""
         pre_acts = self.pre_acts(x)
         with torch.no_grad():
@@ -148,7 +148,7 @@ class TopKSAE(SAE):
             mask.view(-1).index_fill_(0, self.choose(pre_acts), True)
             mask &= pre_acts > 0
         x_hat = self.decode(pre_acts * mask)
-        return x_hat, self.shards.sum(mask.sum()) / len(x), mask.any(0), self._silent_weights()
+        return x_hat, mask.sum(0), self._silent_weights()
 
     def _silent_weights(self) -> SilentWeights:
         """What AuxK learns with, by autograd's own selection of rows."""

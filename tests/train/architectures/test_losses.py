@@ -42,7 +42,7 @@ def test_the_loss_and_every_gradient_are_those_of_the_float64_reference(case):
     loss.total.backward()
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
     assert loss.l0.item() == pytest.approx((latents > 0).sum(1).double().mean().item())
-    assert torch.equal(loss.fired, (latents > 0).any(0))
+    assert torch.equal(loss.counts, (latents > 0).sum(0))
     for key, parameter in sae.named_parameters():
         assert exact[key].grad.norm() > 0, key
         # Sums of float32 numbers over some hundred rows; the same choice of latents in both.

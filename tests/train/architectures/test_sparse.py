@@ -29,7 +29,7 @@ def test_sparse_gradients_equal_dense_autograd(name, dead):
     reference, dense = gradients(name, False, x, dead)
     torch.testing.assert_close(loss.total, reference.total, rtol=1e-5, atol=0)
     assert (loss.aux > 0) == (dead > 0)
-    assert torch.equal(loss.fired, reference.fired)
+    assert torch.equal(loss.counts, reference.counts)
     torch.testing.assert_close(loss.l0, reference.l0)
     for key, value in dense.items():
         assert (sparse[key] - value).norm() <= 1e-5 * value.norm(), key
@@ -67,7 +67,7 @@ def test_few_active_latents_have_the_gradients_of_dense_products(name, fields, b
     (dense, expected), (loss, ours) = found.values()
     torch.testing.assert_close(loss.total, dense.total, rtol=1e-5, atol=0)
     torch.testing.assert_close(loss.l0, dense.l0)
-    assert torch.equal(loss.fired, dense.fired)
+    assert torch.equal(loss.counts, dense.counts)
     for key, value in expected.items():
         assert (value.norm() > 0) == (bias > -10 or key == "b_dec"), key
         assert (ours[key] - value).norm() <= 1e-5 * value.norm(), key

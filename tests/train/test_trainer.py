@@ -1,0 +1,34 @@
+"""The figures of a training that are counted on the device."""
+
+import pytest
+import torch
+
+from train.architectures import ARCHITECTURES
+from train.architectures.base import RunLength
+from train.config import TrainConfig
+from train.trainer import Trainer
+
+D_IN, D_SAE, BATCH = 8, 32, 64
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_dense_latents_are_those_active_on_over_a_tenth_of_the_tokens_since_the_last_figures(name):
+    sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=D_SAE), D_IN, RunLength(8, BATCH))
+    trainer = Trainer(name, sae, 1e-3, TrainConfig(), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    active = []
+    kept = sae.after_step
+
+    def after_step(loss, batch_size, step):
+        active.append(loss.counts.clone())
+        kept(loss, batch_size, step)
+
+    sae.after_step = after_step
+    for start, stop in ((0, 3), (3, 8)):
+        active.clear()
+        for step in range(start, stop):
+            x = torch.randn(BATCH, D_IN, generator=generator) * torch.linspace(4, 0.1, D_IN)
+            trainer.step(x, x.var(), step)
+        dense = int((torch.stack(active).sum(0) > 0.1 * (stop - start) * BATCH).sum())
+        assert dense > 0
+        assert trainer.figures(stop - 1)["dense_latents"] == dense
