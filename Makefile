@@ -23,7 +23,7 @@ endif
 PEERS := .venv-peers
 
 common = $(if $(CACHE),--cache "$(CACHE)") $(if $(RECIPE),--recipe "$(RECIPE)") --device $(DEVICE) \
-         $(foreach item,$(SET),--set $(item))
+         $(foreach item,$(SET),--set '$(item)')
 
 # Processes that SAEs are shared out to: one for every visible GPU. Asked once the environment is there.
 gpus      = $(if $(filter auto cuda,$(DEVICE)),$(shell $(PY) -c "import torch; print(torch.cuda.device_count())" 2>/dev/null))
@@ -50,7 +50,7 @@ help: ## This list
 	@echo "  CACHE      name under caches/, or a path (on scratch, say)"
 	@echo "  EXPANSION  widths as multiples of d_model, default \"8 16\""
 	@echo "  RECIPE     recipe of pipelines/recipes, or a .toml file"
-	@echo "  SET        overrides: SET=\"train.lr=1e-3 sae.k=64\""
+	@echo "  SET        overrides, without spaces within: SET='train.lr=1e-3 sae.k=[32,64]'"
 	@echo "  DEVICE     auto, cpu, cuda or cuda:N"
 	@echo "  WORKERS    processes that share a harvest or the SAEs of a training (default: one for every visible GPU)"
 	@echo "  PYTHON     interpreter for .venv, or an existing environment to use as it is"

@@ -1,11 +1,11 @@
-"""What each means of the recipe `modern` gives: BatchTopK without one of them at a time, and with some that it lacks.
+"""What each means of the recipe `modern` gives: an architecture without one of them at a time, and with some it lacks.
 
-    python -m benchmarks.quality_ablations [--cache caches/quality --layer 9] [--steps N]
+    python -m benchmarks.quality_ablations [--architecture batchtopk] [--cache caches/quality --layer 9] [--steps N]
 
 All train side by side on the same batches, one pass over the cache (or ``--steps`` batches), from the same weights.
 Explained variance and L0 are on held-out rows of CONTENT, with thresholds from training rows of CONTENT, as in
-`benchmarks.plain_loop`. "least-squares decoder" is no training of its own: the decoder is replaced at the end by the
-one with the least squared error for its latents on the last 300 batches (`least_squares_decoder`).
+`benchmarks.plain_loop`. "least-squares decoder" is no training of its own: BatchTopK's decoder is replaced at the end
+by the one with the least squared error for its latents on the last 300 batches (`least_squares_decoder`).
 """
 
 import argparse
@@ -19,16 +19,15 @@ from torch import Tensor
 from benchmarks.content_rows import ContentRows
 from benchmarks.measuring import save
 from shared.reading.cache import open_cache
-from train.architectures.base import RunLength
-from train.architectures.batchtopk import BatchTopKSAE
-from train.architectures.topk import TopKConfig
+from train.architectures import ARCHITECTURES
+from train.architectures.base import SAE, RunLength
 from train.batches import Batches
 from train.config import TrainConfig
 from train.optimizer import default_lr
 from train.statistics import measure
 from train.trainer import Trainer
 
-K, EXPANSION, BATCH_SIZE = 32, 8, 1024
+L0, EXPANSION, BATCH_SIZE = 32, 8, 1024
 LAST_BATCHES = 300
 """That the decoder is fitted to."""
 PRIOR = 30.0
@@ -49,7 +48,7 @@ class Variant:
     fixed)."""
 
 
-VARIANTS = {
+BATCHTOPK = {
     "modern": Variant(),
     "a third of the learning rate": Variant(lr=1 / 3),
     "5/3 of the learning rate": Variant(lr=5 / 3),
@@ -63,15 +62,39 @@ VARIANTS = {
     "AuxK 1/32 after a tenth of the run": Variant(sae={"aux_coefficient": 1 / 32, "dead_after_tokens": 100_000}),
     "principal axes": Variant(principal_axes=True),
 }
+RATES = {
+    "modern": Variant(),
+    "3/5 of the learning rate": Variant(lr=3 / 5),
+    "5/3 of the learning rate": Variant(lr=5 / 3),
+    "decoder at the encoder's rate": Variant(sae={"decoder_lr": 1.0}),
+    "decoder at 3 times the rate": Variant(sae={"decoder_lr": 3.0}),
+    "biases at the encoder's rate": Variant(sae={"bias_lr": 1.0}),
+    "biases at 4 times the rate": Variant(sae={"bias_lr": 4.0}),
+    "biases at 10 times the rate": Variant(sae={"bias_lr": 10.0}),
+    "beta2 0.999": Variant(train={"beta2": 0.999}),
+    "beta2 0.99": Variant(train={"beta2": 0.99}),
+    "start at 4 times L0": Variant(sae={"start_l0": 4.0}),
+    "start at 16 times L0": Variant(sae={"start_l0": 16.0}),
+    "no clipping": Variant(train={"grad_clip": None}),
+}
+VARIANTS: dict[str, dict[str, Variant]] = {
+    "batchtopk": BATCHTOPK,
+    "jumprelu": {**RATES, "thresholds at 3 times the rate": Variant(sae={"threshold_lr": 3.0})},
+    "standard": RATES,
+    "gated": RATES,
+}
 
 
 class Contender:
     """A variant in training."""
 
-    def __init__(self, variant: Variant, d_in: int, length: RunLength, axes: Tensor) -> None:
+    def __init__(self, architecture: str, variant: Variant, d_in: int, length: RunLength, axes: Tensor) -> None:
         self.axes = axes if variant.principal_axes else torch.eye(d_in)
         self.turned = variant.principal_axes
-        self.sae = BatchTopKSAE(TopKConfig(k=K, expansion=EXPANSION, **variant.sae), d_in, length)
+        kind = ARCHITECTURES[architecture]
+        sparsity = "k" if "k" in kind.Config.model_fields else "l0"
+        config = kind.Config.model_validate({sparsity: L0, "expansion": EXPANSION, **variant.sae})
+        self.sae: SAE = kind(config, d_in, length)
         if not variant.unit_rows:
             self.sae.unit_rows = ()  # type: ignore[misc]
         lr = variant.lr * default_lr(self.sae.d_sae, length.num_tokens, length.batch_size)
@@ -92,7 +115,7 @@ class Contender:
 
 
 @torch.no_grad()
-def least_squares_decoder(sae: BatchTopKSAE, batches: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+def least_squares_decoder(sae: SAE, batches: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
     """The decoder with the least squared error for the latents of ``batches`` (the method of optimal directions, Engan
     et al. 1999), held to the trained one by a ridge of `PRIOR` mean squares of each latent; b_dec as it is."""
     gram = torch.zeros(sae.d_sae, sae.d_sae)
@@ -111,6 +134,7 @@ def least_squares_decoder(sae: BatchTopKSAE, batches: Sequence[Tensor]) -> Calla
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=list(VARIANTS), default="batchtopk")
     parser.add_argument("--cache", default="caches/quality")
     parser.add_argument("--layer", type=int, default=9)
     parser.add_argument("--steps", type=int, help="Default: one pass.")
@@ -122,7 +146,9 @@ def main() -> None:
     rows = ContentRows(cache, batches, inputs)
     sample = torch.cat(rows.calibration).double()
     axes = torch.linalg.eigh(sample.T @ sample).eigenvectors.float()
-    contenders = {name: Contender(variant, cache.d_model, length, axes) for name, variant in VARIANTS.items()}
+    architecture = arguments.architecture
+    contenders = {name: Contender(architecture, variant, cache.d_model, length, axes)
+                  for name, variant in VARIANTS[architecture].items()}
 
     last = []
     for step, raw in enumerate(batches):
@@ -146,9 +172,11 @@ def main() -> None:
         contender.sae.calibrate([contender.input(x) for x in rows.calibration])
         report(name, contender, contender.decode)
     modern = contenders["modern"]
-    report("least-squares decoder", modern, least_squares_decoder(modern.sae, last))
-    save(f"quality_ablations_layer{layer}", {"layer": layer, "steps": length.num_steps,
-                                             "d_sae": modern.sae.d_sae, "k": K, "variants": found})
+    if architecture == "batchtopk":
+        report("least-squares decoder", modern, least_squares_decoder(modern.sae, last))
+    save(f"quality_ablations_{architecture}_layer{layer}", {
+        "architecture": architecture, "layer": layer, "steps": length.num_steps, "d_sae": modern.sae.d_sae,
+        "target_l0": L0, "variants": found})
 
 
 if __name__ == "__main__":

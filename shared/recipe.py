@@ -19,6 +19,9 @@ TABLES = ("harvest", "train", "sae")
 
 RECIPES = Path("pipelines/recipes")
 
+_IN_PLACE_OF = {"train.num_tokens": "epochs", "train.epochs": "num_tokens"}
+"""Keys that say the same thing in two ways: an override of one drops the recipe's other."""
+
 RawRecipe = dict[str, Any]
 """A recipe as read, before a stage has validated its tables."""
 
@@ -26,7 +29,7 @@ RawRecipe = dict[str, Any]
 class Table(BaseModel):
     """Base of every recipe table: frozen, no unknown keys, the docstring under a field describes it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 TableT = TypeVar("TableT", bound=BaseModel)
@@ -108,6 +111,7 @@ def _apply(recipe: RawRecipe, override: str) -> None:
                                   "Expected TABLE.KEY=VALUE.")
     for entry in entries:
         entry[path[-1]] = value
+        entry.pop(_IN_PLACE_OF.get(key.strip(), ""), None)
 
 
 def _parse_value(text: str) -> object:
@@ -132,6 +136,8 @@ def _explain(problem: Any, model: type[BaseModel], where: str) -> str:
     place = ".".join([where, *location])
     if problem["type"] == "missing":
         return f"{place} is missing. Put it into the recipe, or: --set {place.replace('[', '').replace(']', '')}=VALUE"
+    if problem["type"] in {"tuple_type", "list_type"}:
+        return f"{place}: expected a list such as [\"{problem['input']}\"]; got {problem['input']!r}."
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{place}: {message[0].lower() + message[1:]}; got {problem['input']!r}."
 

@@ -31,7 +31,7 @@ class TrainConfig(Table):
     """Passes over the kept rows, where num_tokens is not given."""
     batch_size: int = Field(default=1024, ge=1)
     """Rows in a batch."""
-    data_seed: int = Field(default=0, ge=0)
+    data_seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the order of rows, shared by all SAEs of a set."""
     shuffle: Literal["windows", "mixing-buffer", "global"] = "windows"
     """How rows are shuffled (docs/shuffling.md): windows of blocks, the paper's mixing buffer, or all at once."""
@@ -51,8 +51,8 @@ class TrainConfig(Table):
     beta2: float | None = Field(default=None, ge=0, lt=1)
     """Adam's decay of the squared gradient's average. By default the architecture's: 0.999, and for TopK kinds a
     rule of the run's length."""
-    grad_clip: float | None = Field(default=1.0, gt=0)
-    """Largest global gradient norm of an SAE (the loss sums over d_in)."""
+    grad_clip: float | None = Field(default=1.0, ge=0)
+    """Largest global gradient norm of an SAE (the loss sums over d_in); 0: any."""
     scale: bool = True
     """Scale inputs to a mean square of 1 per dimension; folded into the weights on disk."""
     centre: Literal["mean", "geometric_median", "none"] = "mean"
@@ -92,7 +92,8 @@ class TrainConfig(Table):
     @model_validator(mode="after")
     def _shares(self) -> "TrainConfig":
         if self.warmup_share + self.decay_share > 1 + 1e-9:
-            raise ValueError("warmup_share and decay_share must add up to 1 at most")
+            raise ValueError(f"warmup_share ({self.warmup_share:g}) and decay_share ({self.decay_share:g}) must add up "
+                             "to 1 at most")
         return self
 
 
@@ -121,7 +122,11 @@ def read_train_config(recipe: RawRecipe) -> TrainConfig:
     Raises:
         RecipeError: every problem on a line of its own.
     """
-    return read_table(TrainConfig, recipe.get("train", {}), "[train]")
+    table = recipe.get("train", {})
+    if {"num_tokens", "epochs"} <= table.keys():
+        raise RecipeError(f"[train]: num_tokens ({table['num_tokens']!r}) and epochs ({table['epochs']!r}) both say "
+                          "how long to train. Leave one out.")
+    return read_table(TrainConfig, table, "[train]")
 
 
 def sae_tables(recipe: RawRecipe, expansions: Sequence[float] | None) -> list[dict[str, Any]]:
@@ -150,7 +155,8 @@ def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, 
     """Validate [[sae]] tables, each by its architecture's model, and name the SAEs: one for each combination of lists.
 
     Raises:
-        RecipeError: an unknown architecture or key, a value out of range, or the same SAE twice.
+        RecipeError: an unknown architecture or key, a value out of range, more active latents than there are, or the
+            same SAE twice.
     """
     plans: list[SAEPlan] = []
     for where, table in sae_points(tables):
@@ -163,6 +169,10 @@ def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, 
             fields["d_sae"] = source["d_sae"]
         config = read_table(ARCHITECTURES[architecture].Config, fields, where)
         config = config.model_copy(update={"d_sae": config.width(d_in)})
+        asked = config.asked_l0()
+        if asked is not None and asked > config.width(d_in):
+            raise RecipeError(f"{where} asks for {asked:g} active latents of {config.width(d_in):,}. Ask for fewer, or "
+                              "take a larger expansion or d_sae.")
         recipe = {
             "layer": layer,
             "train": train.model_dump(mode="json", exclude=set(OPERATIONAL)),
@@ -172,9 +182,16 @@ def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, 
         digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:6]
         name = f"{architecture}-{config.d_sae}-{config.sparsity_name()}-s{config.seed}-{digest}"
         if any(plan.name == name for plan in plans):
-            raise RecipeError(f"{where} is the same SAE as another one ({name}). Change its seed, or remove it.")
+            raise RecipeError(f"{where} is the same SAE as another one. Change its seed, or remove it.")
+        if source is not None and any(_but_for_the_seed(plan.recipe) == _but_for_the_seed(recipe) for plan in plans):
+            raise RecipeError(f"{where}.seed: a warm start takes all weights from its source, so a seed that draws "
+                              "them changes nothing. Leave it out; train.data_seed gives another order of the data.")
         plans.append(SAEPlan(architecture, config, name, recipe, table.get("warm_start")))
     return plans
+
+
+def _but_for_the_seed(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {**recipe, "sae": {**recipe["sae"], "seed": None}}
 
 
 def _left_out(config: SAEConfig) -> set[str]:

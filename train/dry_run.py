@@ -1,6 +1,7 @@
 """``--dry-run``: the SAEs that a recipe asks for, their steps, what they take in memory, and what is read for them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -12,11 +13,12 @@ from train.groups import Group
 from train.memory import memory_budget, memory_need, set_need, shared_need
 from train.order import ORDERS
 from train.statistics import SAMPLE_BLOCKS
-from train.training_set import Extent, check_saes, measure_extent, peak_lr, turns
+from train.training_set import Extent, check_saes, layer_folder, measure_extent, peak_lr, state_of, turns
 
 
-def print_plan(cache: Cache, groups: Sequence[Group], device: str, console: Console) -> None:
-    """Print a table for each group. Reads which rows there are and their norms, and none of the activations.
+def print_plan(cache: Cache, groups: Sequence[Group], runs: Path, device: str, console: Console) -> None:
+    """Print a table for each group: what training all of it takes, and which SAEs of it are there. Reads which rows
+    there are and their norms, and none of the activations.
 
     Raises:
         DataError, RecipeError: as the run itself, before it begins.
@@ -26,17 +28,18 @@ def print_plan(cache: Cache, groups: Sequence[Group], device: str, console: Cons
         check_saes(group.saes, cache.d_model, group.train.tensor_parallel)
         extent = measure_extent(cache, group.layer, group.train)
         planned = turns(group.saes, cache.d_model, group.train, extent.window_blocks, device)
-        console.print(_table(cache, group, extent, planned, device))
+        console.print(_table(cache, group, extent, planned, layer_folder(runs, cache, group.layer), device))
         total += _print_costs(cache, group, extent, planned, device, console)
     num_saes = sum(len(group.saes) for group in groups)
     console.print(f"{num_saes} SAEs, about {_gb(total)} read in all. Nothing was trained or written.", highlight=False,
                   soft_wrap=True)
 
 
-def _table(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequence[object]], device: str) -> Table:
+def _table(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequence[object]], folder: Path,
+           device: str) -> Table:
     table = Table(title=f"layer {group.layer} of {cache.path}: {group.train.policy.describe()}", title_justify="left")
-    for heading in ("turn", "SAE", "lr", "memory", "in a step"):
-        table.add_column(heading, justify="left" if heading == "SAE" else "right", no_wrap=True)
+    for heading in ("turn", "SAE", "lr", "memory", "in a step", "state"):
+        table.add_column(heading, justify="left" if heading in {"SAE", "state"} else "right", no_wrap=True)
     for number, turn in enumerate(planned):
         if number:
             table.add_section()
@@ -44,7 +47,8 @@ def _table(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequenc
             need = memory_need(sae, cache.d_model, group.train, device)
             lr = peak_lr(sae, group.train, extent, cache.d_model)
             warm = "" if sae.warm_start is None else f"  from {sae.recipe['warm_start']['sae']}"
-            table.add_row(str(number + 1), sae.name + warm, f"{lr:.2g}", _gb(need.kept), _gb(need.step))
+            table.add_row(str(number + 1), sae.name + warm, f"{lr:.2g}", _gb(need.kept), _gb(need.step),
+                          state_of(folder, sae.name))
     return table
 
 

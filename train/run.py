@@ -15,7 +15,7 @@ from shared.errors import RecipeError
 from shared.progress import Progress
 from shared.provenance import versions
 from shared.reading.cache import Cache
-from shared.sealed_json import write_sealed
+from shared.sealed_json import read_sealed, write_sealed
 from shared.terminal import StopSignal
 from train import checkpoint
 from train.architectures import ARCHITECTURES
@@ -46,6 +46,9 @@ from train.watchers import Watchers
 from train.watchers.base import WatchedRun
 
 _log = logging.getLogger(__name__)
+
+_MISSED = 0.05
+"""Share by which the L0 of training rows may miss the one asked for before it is told."""
 
 
 class DivergedError(RecipeError):
@@ -92,7 +95,8 @@ def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEP
         left = unfinished(folder, cache, saes)
         for sae in saes:
             if sae not in left:
-                say(f"{sae.name} is trained already; --fresh trains it again.")
+                say(f"{sae.name} is trained already{_on_how_much(cache, layer, folder / sae.name)}; --fresh trains it "
+                    "again.")
         sets = open_sets(folder, cache, layer, train, left, device) if left else []
         return [found.model_dump(mode="json") for found in sets]
 
@@ -115,6 +119,12 @@ def train_saes(cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEP
     if diverged:
         raise DivergedError(list(diverged.values()), [folder / sae.name for sae in saes if sae.name not in diverged])
     return [folder / sae.name for sae in saes]
+
+
+def _on_how_much(cache: Cache, layer: int, folder: Path) -> str:
+    """", on 3 of the 5 units that the cache has now" where units came since an SAE was trained."""
+    trained, now = len(read_sealed(folder / RUN)["units"]), len(cache.committed_units(layer))
+    return f", on {trained} of the {now} units that the cache has now" if trained < now else ""
 
 
 def _say_nothing(line: str) -> None:
@@ -294,9 +304,11 @@ class SetRun:
             self.watchers.pop(number).close()
 
     def _give_up(self, name: str, lr: float, when: str) -> None:
+        alone = len(self.facts.saes) == 1
         self.diverged[name] = (f"{name} diverged: its loss is not finite {when}. Take a lower learning rate than "
-                               f"{lr:.2g}: lr = {lr / 3:.1g} in its [[sae]] table, or --set sae.lr={lr / 3:.1g}")
-        if len(self.facts.saes) > 1:
+                               f"{lr:.2g}: lr = {lr / 3:.1g} in its [[sae]] table"
+                               + (f", or --set sae.lr={lr / 3:.1g}" if alone else ""))
+        if not alone:
             self.say(self.diverged[name])
 
     def _measures_held_out(self, done: int) -> bool:
@@ -339,6 +351,10 @@ class SetRun:
         member = next(member for member in facts.saes if member.name == trainer.name)
         active = self.shards.total(sum(int((sae.encode(x) > 0).sum()) for x in calibration))
         l0, dead = active / sum(len(x) for x in calibration), trainer.dead_latents()
+        asked = sae.config.asked_l0()
+        if asked is not None and abs(l0 / asked - 1) > _MISSED:
+            self.say(f"Warning: {trainer.name} was asked for an L0 of {asked:g} and has {l0:.1f} on training rows: so "
+                     "few of its latents are positive there. A lower learning rate or a smaller L0 may help.")
         sae.assemble()
         if not self.shards.is_first:
             return

@@ -102,7 +102,7 @@ def level_passed_by(per_row: float, batches: list[Tensor], values: Callable[[Ten
     twice = round(2 * per_row * len(batches[0]))
     first = shards.largest(values(batches[0]).float(), twice + 1)
     floors = [torch.kthvalue(first, len(first) - twice).values] if len(first) > twice else []
-    for floor in (*floors, torch.full_like(first[:1], -math.inf)):  # all values of all batches may not fit in memory
+    for floor in (*floors, first.new_full((1,), -math.inf)):  # all values of all batches may not fit in memory
         kept = shards.largest(torch.cat([found[found > floor] for found in map(values, batches)]).float(), wanted + 1)
         if len(kept) > wanted:
             return torch.kthvalue(kept, len(kept) - wanted).values

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from shared.errors import IdentityError
 from train.architectures import SAE
 from train.config import TrainConfig
 from train.graphs import StepGraphs
@@ -68,7 +69,7 @@ class Trainer:
         with torch.autocast("cuda", dtype=torch.bfloat16) if self._autocast else nullcontext():
             loss = self.sae.loss(x, step)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        self.adam.step(factor, self.config.grad_clip)
+        self.adam.step(factor, self.config.grad_clip or None)
         self.sae.after_step(loss, len(x), number)
         one = torch.ones((), device=x.device)
         self._sums += torch.stack([part.detach().float() for part in
@@ -115,7 +116,14 @@ class Trainer:
         """Go on from what `state` gave, with any number of processes, of which the first must have it.
 
         Copies in place, so parameters keep their memory layout.
+
+        Raises:
+            IdentityError: something is missing that this version has.
         """
+        missing = self._parts().keys() - state.keys() if self.sae.shards.is_first else set()
+        if missing:
+            raise IdentityError(f"The checkpoint of {self.name} lacks {', '.join(sorted(missing))}: another version of "
+                                "SAE Granary wrote it. Finish the run with that version, or start over with --fresh.")
         for name, value in self._parts().items():
             self.sae.shards.deal(state, name, value, self._divided_along(name))
 

@@ -124,6 +124,13 @@ def unfinished(folder: Path, cache: Cache, saes: Sequence[SAEPlan]) -> list[SAEP
     return left
 
 
+def state_of(folder: Path, name: str) -> str:
+    """"trained", "begun" or "" for an SAE of a layer's folder."""
+    if (folder / name / RUN).exists():
+        return "trained"
+    return "begun" if any(name == member.name for found in sets_in_progress(folder) for member in found.saes) else ""
+
+
 def _check_identity(path: Path, found: dict[str, Any], cache: Cache, recipe: dict[str, Any]) -> None:
     if found.get("cache_id") != cache.cache_id:
         raise IdentityError(f"{path.parent} was trained on another cache of this name (cache_id "
@@ -297,10 +304,14 @@ def remove_finished_sets(folder: Path, given_up: Collection[str] = ()) -> None:
 
 
 def start_over(folder: Path, saes: Sequence[SAEPlan]) -> None:
-    """Remove what is there of some SAEs, finished or in progress, with the sets that any of them is in."""
+    """Remove what is there of some SAEs, finished or in progress. Others that were in a set with them go on in one of
+    their own."""
     names = {sae.name for sae in saes}
     for found in sets_in_progress(folder):
         if names & {member.name for member in found.saes}:
+            others = {member.name for member in found.saes if not (folder / member.name / RUN).exists()} - names
+            if others and not (folder / CHECKPOINTS / set_name(list(others)) / SET).exists():
+                _divide(folder, found, others)
             storage.remove_tree(folder / CHECKPOINTS / found.set_name)
     for name in names:
         storage.remove(folder / name / RUN)  # first: without it nothing here counts as finished

@@ -30,7 +30,7 @@ from train.statistics import InputStatistics
 _RUN = "run.json"
 
 
-def read_source(folder: str, where: str) -> dict[str, Any]:
+def read_source(folder: object, where: str) -> dict[str, Any]:
     """What a recipe keeps of the source in ``folder``: its name, architecture, sizes, cache, layer, weights' digest.
 
     Of one that was made elsewhere, what its config says in place of the cache; where it lies is no part of it.
@@ -38,6 +38,8 @@ def read_source(folder: str, where: str) -> dict[str, Any]:
     Raises:
         RecipeError: there is no finished SAE. CorruptError: its files are damaged.
     """
+    if not isinstance(folder, str):
+        raise RecipeError(f"{where}.warm_start must be the folder of an SAE; got {folder!r}.")
     path = Path(folder)
     if not (path / _RUN).is_file():
         try:

@@ -105,6 +105,16 @@ def a_run_that_diverges(w):
     tiny_run.train(w.tmp, {"train": {**tiny_run.RECIPE["train"], "lr": 1e30}, "sae": tiny_run.RECIPE["sae"][3:4]})
 
 
+@case(2, "num_tokens (100)", "epochs (3)", then="Leave one out")
+def two_lengths(w):
+    read_train_config({"train": {"num_tokens": 100, "epochs": 3}})
+
+
+@case(2, "asks for 9 active latents of 8", then="larger expansion")
+def more_active_latents_than_there_are(w):
+    saes({"sae": [{"architecture": "topk", "d_sae": 8, "k": 9}]})
+
+
 @case(2, "layers 0 and 2", "one, two", then="--cache one")
 def several_caches_with_all_of_the_layers(w):
     for name in "one", "two":

@@ -52,6 +52,12 @@ def test_an_override_without_a_recipe_makes_one_sae():
     assert read_recipe(None, ["sae.k=3"]) == {"sae": [{"k": 3}]}
 
 
+def test_an_override_takes_the_place_of_what_says_the_same_in_another_way(recipe):
+    path = recipe("[train]\nnum_tokens = 100\nlr = 1e-3\n")
+    assert read_recipe(path, ["train.epochs=2"]) == {"train": {"epochs": 2, "lr": 1e-3}}
+    assert read_recipe(path, ["train.epochs=2", "train.num_tokens=9"]) == {"train": {"num_tokens": 9, "lr": 1e-3}}
+
+
 @pytest.mark.parametrize("override", ["lr=1", "train.lr", "nosuch.lr=1", "=1", "harvest=1", "", "harvest.a.b=1"])
 def test_an_override_of_another_form_is_refused(override, recipe):
     with pytest.raises(RecipeError, match="--set"):

@@ -43,7 +43,14 @@ def test_a_width_given_either_way_is_the_same_sae():
     ({"sae": [{"architecture": "topk", "kk": 3}]}, r"unknown key 'kk'\. Did you mean 'k'"),
     ({"sae": [{"architecture": "topk", "k": 0}]}, r"\[\[sae\]\]\.k: .*greater than or equal to 1; got 0"),
     ({"sae": [{"architecture": "topk"}, {"architecture": "topk"}]}, "number 2 is the same SAE as another"),
-    ({"train": {"warmup_share": 0.5, "decay_share": 0.8}}, "must add up to 1 at most"),
+    ({"train": {"warmup_share": 0.5, "decay_share": 0.8}}, r"warmup_share \(0\.5\) and decay_share \(0\.8\) must add up to 1 at most"),
+    ({"train": {"num_tokens": 100, "epochs": 2.0}}, r"num_tokens \(100\) and epochs \(2\.0\) both say how long"),
+    ({"train": {"lr": float("inf")}}, r"\[train\]\.lr: .*finite"),
+    ({"train": {"watch": "wandb"}}, r"\[train\]\.watch: expected a list such as \[\"wandb\"\]; got 'wandb'"),
+    ({"sae": [{"architecture": "topk", "seed": 2**63}]}, r"\[\[sae\]\]\.seed: .*less than"),
+    ({"sae": [{"architecture": "topk", "d_sae": 64, "k": 65}]}, "asks for 65 active latents of 64"),
+    ({"sae": [{"architecture": "jumprelu", "d_sae": 64, "l0": 64.5}]}, r"asks for 64\.5 active latents of 64"),
+    ({"sae": [{"architecture": "topk", "warm_start": 5}]}, "warm_start must be the folder of an SAE; got 5"),
     ({"train": {"policy": {"drop_class": ["first"]}}}, r"\[train\]\.policy: unknown key 'drop_class'"),
 ])
 def test_mistakes_are_named(recipe, message):

@@ -13,7 +13,7 @@ from tests.warm import Warm
 from train.architectures import ARCHITECTURES
 from train.batches import Batches
 from train.trainer import Trainer
-from train.training_set import CHECKPOINTS, sets_in_progress
+from train.training_set import CHECKPOINTS, sets_in_progress, start_over
 
 TRAIN = tiny_run.RECIPE["train"] | {"num_tokens": 64 * 60}
 
@@ -93,6 +93,17 @@ def test_a_set_in_progress_is_divided_where_its_saes_are_asked_for_apart(togethe
     assert weights([first, *folders[1:]]) == weights([together[name] for name in names])
     assert [metrics(folder) for folder in folders] == [metrics(together[name]) for name in names]
     assert list((layer / CHECKPOINTS).iterdir()) == []
+
+
+def test_to_start_one_over_takes_nothing_from_the_others_of_its_set(together, tmp_path, steps):
+    names = list(ARCHITECTURES)[:3]
+    tiny_run.stopped_at(43, tmp_path, recipe(*map(table, names)))
+    start_over(tmp_path / "fake" / "layer3", tiny_run.planned(recipe(table(names[1]))))
+    steps.clear()
+    _, folders = tiny_run.train(tmp_path, recipe(*map(table, names)))
+    assert steps == {names[0]: 20, names[1]: 60, names[2]: 20}
+    assert weights(folders) == weights([together[name] for name in names])
+    assert [metrics(folder) for folder in folders] == [metrics(together[name]) for name in names]
 
 
 def test_saes_that_were_not_begun_yet_join_those_that_were(together, tmp_path, steps):

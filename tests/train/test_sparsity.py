@@ -84,3 +84,7 @@ def test_where_there_is_no_value_at_all_the_level_is_zero():
         return x[x > 0]
 
     assert level_passed_by(5, [-torch.ones(4, 2)] * 3, positive) == 0
+    # Nothing in the first batch, and then fewer than asked, or enough.
+    later = [-torch.ones(4, 2), torch.tensor([[1.0, -2.0]] * 4), torch.tensor([[3.0, 4.0]] * 4)]
+    assert (level_passed_by(5, later, positive) < 1).all()
+    assert 1 <= level_passed_by(2 / 3, later, positive) < 3

@@ -1,8 +1,9 @@
-"""The figures of a training that are counted on the device."""
+"""One SAE in training: its figures and its state."""
 
 import pytest
 import torch
 
+from shared.errors import IdentityError
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
 from train.config import TrainConfig
@@ -32,3 +33,29 @@ def test_dense_latents_are_those_active_on_over_a_tenth_of_the_tokens_since_the_
         dense = int((torch.stack(active).sum(0) > 0.1 * (stop - start) * BATCH).sum())
         assert dense > 0
         assert trainer.figures(stop - 1)["dense_latents"] == dense
+
+
+def test_a_state_of_another_version_is_refused_by_the_name_of_what_it_lacks():
+    def trainer():
+        sae = ARCHITECTURES["topk"](ARCHITECTURES["topk"].Config(d_sae=D_SAE, k=3), D_IN, RunLength(8, BATCH))
+        return Trainer("mine", sae, 1e-3, TrainConfig(), torch.device("cpu"))
+
+    state = trainer().state()
+    trainer().load_state(state)
+    del state["sae.tokens_fired"]
+    with pytest.raises(IdentityError, match=r"checkpoint of mine lacks sae\.tokens_fired.*--fresh"):
+        trainer().load_state(state)
+
+
+def test_a_clipping_of_zero_is_none():
+    x = torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(0)) * 100
+    found = []
+    for grad_clip in (0, None, 1e9, 1e-3):
+        sae = ARCHITECTURES["topk"](ARCHITECTURES["topk"].Config(d_sae=D_SAE, k=3), D_IN, RunLength(8, BATCH))
+        trainer = Trainer("", sae, 1e-3, TrainConfig(grad_clip=grad_clip), torch.device("cpu"))
+        for step in range(3):
+            trainer.step(x * (step + 1), x.var(), step)
+        found.append(sae.W_enc.detach().clone())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[3])

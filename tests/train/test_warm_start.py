@@ -148,6 +148,16 @@ def test_where_the_source_lies_is_no_part_of_the_recipe(sources, tmp_path):
     assert plans[0][0].name == plans[1][0].name
 
 
+def test_two_seeds_of_one_start_would_be_the_same_sae(sources):
+    def plans(**fields):
+        return plan_saes(sae_tables({"sae": [{"warm_start": str(sources["topk"]), "k": 3, **fields}]}, None),
+                         read_train_config({}), 3, 24)
+
+    with pytest.raises(RecipeError, match=r"\(seed = 1\)\.seed: a warm start takes all weights.*train\.data_seed"):
+        plans(seed=[0, 1])
+    assert len(plans(seed=1, lr=[1e-3, 2e-3])) == 2
+
+
 def test_killed_and_gone_on_with_it_has_the_same_bits(sources, tmp_path):
     recipe = {"train": TRAIN, "sae": [{"architecture": "jumprelu", "l0": 3.0, "warm_start": str(sources["jumprelu"])}]}
     _, expected = tiny_run.train(tmp_path / "a", recipe)

@@ -36,6 +36,11 @@ def train(runs, recipe=RECIPE, units=None, say=lambda line: None, shards=ALONE):
                               shards=shards)
 
 
+def planned(recipe):
+    """The SAEs of a recipe."""
+    return plan_saes(sae_tables(recipe, None), read_train_config(recipe), 3, cache().d_model)
+
+
 def stopped_at(step, runs, recipe=RECIPE, units=None):
     """Train until a step, and be stopped there without a warning: nothing is saved that was not saved by then."""
     original = Trainer.step

@@ -36,7 +36,7 @@ class SAEConfig(Table):
     """Number of latents as a multiple of d_in; not used where d_sae is given."""
     d_sae: int | None = Field(default=None, ge=1)
     """Number of latents."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the initialisation, and of nothing else: the order of the batches is [train] data_seed."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate at its peak. By default [train] lr, or else a rule (`train.optimizer.default_lr`)."""
@@ -58,6 +58,10 @@ class SAEConfig(Table):
     def width(self, d_in: int) -> int:
         """d_sae for inputs of width ``d_in``."""
         return self.d_sae if self.d_sae is not None else max(1, round(self.expansion * d_in))
+
+    def asked_l0(self) -> float | None:
+        """Mean number of active latents that it is to come to, or None where it comes to what it comes to."""
+        raise NotImplementedError
 
     def sparsity_name(self) -> str:
         """The sparsity as it stands in an SAE's name: "k32", "l0-32"."""

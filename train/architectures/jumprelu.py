@@ -77,6 +77,9 @@ class JumpReLUConfig(SAEConfig):
     pre_act_coefficient: float | None = Field(default=None, ge=0)
     """Coefficient p of the term that pulls silent latents back over their threshold. By default 3e-6, with "step" 0."""
 
+    def asked_l0(self) -> float | None:
+        return self.l0 if self.sparsity_coefficient is None else None
+
     def sparsity_name(self) -> str:
         return f"l0-{self.l0:g}" if self.sparsity_coefficient is None else f"c{self.sparsity_coefficient:g}"
 

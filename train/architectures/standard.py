@@ -31,6 +31,9 @@ class StandardConfig(SAEConfig):
     coefficient_warmup: float = Field(default=0.03, ge=0, le=1)
     """Share of the steps over which a fixed coefficient rises from zero."""
 
+    def asked_l0(self) -> float | None:
+        return self.l0 if self.l1_coefficient is None else None
+
     def sparsity_name(self) -> str:
         return f"l0-{self.l0:g}" if self.l1_coefficient is None else f"l1-{self.l1_coefficient:g}"
 

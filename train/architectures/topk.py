@@ -48,6 +48,9 @@ class TopKConfig(SAEConfig):
     """Tokens without firing after which AuxK takes a latent. By default a fiftieth of the run: 64 d_sae / k at least
     (64 times what lies between two firings on average), 10 M at most."""
 
+    def asked_l0(self) -> float:
+        return self.k
+
     def sparsity_name(self) -> str:
         return f"k{self.k}"
 

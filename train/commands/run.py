@@ -1,6 +1,7 @@
 """``python -m train run``: train the SAEs that a recipe asks for, then evaluate them."""
 
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,7 @@ def run(recipe_name: str | None, cache_name: str | None, layers: str | None, ove
     if threads is not None:
         torch.set_num_threads(threads)
     if dry_run:
-        print_plan(cache, groups, device, summary_console())
+        print_plan(cache, groups, runs, device, summary_console())
         return
     with open_shards(tensor_parallel, device) as shards:
         if fresh:
@@ -146,7 +147,7 @@ def _expansions(text: str | None) -> list[float] | None:
         values = [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
         values = []
-    if not values or min(values) <= 0:
+    if not values or not all(0 < value < math.inf for value in values):
         raise RecipeError(f"--expansion must be positive numbers such as \"8 16\"; got {text!r}.")
     return values
 

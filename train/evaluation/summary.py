@@ -69,7 +69,8 @@ def _print_classes(evaluations: Sequence[dict[str, Any]], console: Console) -> N
 
 
 def _heading(evaluation: dict[str, Any]) -> str:
-    """ "batchtopk-4608-k32-s0-1a2b3c" over three lines: kind, width, sparsity; a baseline's label likewise.
+    """ "batchtopk-4608-k32-s0-1a2b3c" over four lines: kind, width, sparsity, and the seed with what tells recipes
+    apart; a baseline's label likewise.
 
     The name of an SAE that was made elsewhere as it fits.
     """
@@ -78,7 +79,8 @@ def _heading(evaluation: dict[str, Any]) -> str:
     name: str = evaluation["sae"]
     if "source" in evaluation:
         return "\n".join(textwrap.wrap(name, _COLUMN - 3))
-    return "\n".join(name.rsplit("-", 2)[0].split("-", 2))
+    kind, *rest = name.rsplit("-", 2)
+    return "\n".join([*kind.split("-", 2), "-".join(rest)])
 
 
 def _dead(evaluation: dict[str, Any]) -> str:

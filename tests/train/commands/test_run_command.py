@@ -37,7 +37,9 @@ def test_a_run_trains_evaluates_and_says_where_the_files_are(invoke, tmp_path):
     assert str(folder) in result.output
     assert "explained variance (l0) by class" in result.output
     again = invoke("--layer", "3", *TINY)
-    assert "is trained already" in again.output
+    assert "is trained already; --fresh" in again.output
+    both = invoke("--layer", "3", *TINY, "--set", "sae.k=[3, 4]", "--dry-run")
+    assert ["trained" in line for line in both.output.splitlines() if "batchtopk-32-" in line] == [True, False]
     assert "content" in again.output
 
 
