@@ -67,21 +67,21 @@ RATES = {
     "3/5 of the learning rate": Variant(lr=3 / 5),
     "5/3 of the learning rate": Variant(lr=5 / 3),
     "decoder at the encoder's rate": Variant(sae={"decoder_lr": 1.0}),
-    "decoder at 3 times the rate": Variant(sae={"decoder_lr": 3.0}),
-    "biases at the encoder's rate": Variant(sae={"bias_lr": 1.0}),
-    "biases at 4 times the rate": Variant(sae={"bias_lr": 4.0}),
-    "biases at 10 times the rate": Variant(sae={"bias_lr": 10.0}),
-    "beta2 0.999": Variant(train={"beta2": 0.999}),
-    "beta2 0.99": Variant(train={"beta2": 0.99}),
-    "start at 4 times L0": Variant(sae={"start_l0": 4.0}),
-    "start at 16 times L0": Variant(sae={"start_l0": 16.0}),
     "no clipping": Variant(train={"grad_clip": None}),
 }
+BETA2_999 = {"beta2 0.999": Variant(train={"beta2": 0.999})}
+START_16 = {"start at 16 times L0": Variant(sae={"start_l0": 16.0})}
 VARIANTS: dict[str, dict[str, Variant]] = {
     "batchtopk": BATCHTOPK,
-    "jumprelu": {**RATES, "thresholds at 3 times the rate": Variant(sae={"threshold_lr": 3.0})},
-    "standard": RATES,
-    "gated": RATES,
+    "jumprelu": {
+        **RATES,
+        "beta2 0.99": Variant(train={"beta2": 0.99}),
+        "thresholds at 3 times the rate": Variant(sae={"threshold_lr": 3.0}),
+        "biases at 4 times the rate": Variant(sae={"bias_lr": 4.0}),
+        "start at 4 times L0": Variant(sae={"start_l0": 4.0}),
+    },
+    "standard": {**RATES, **BETA2_999, **START_16, "biases at 10 times the rate": Variant(sae={"bias_lr": 10.0})},
+    "gated": {**RATES, **BETA2_999, **START_16, "biases at 4 times the rate": Variant(sae={"bias_lr": 4.0})},
 }
 
 

@@ -113,8 +113,8 @@ class Ours:
         table = architecture.Config.model_validate({"d_sae": config["d_sae"], sparsity: config["k"],
                                                     **config.get("sae", {})})
         sae = architecture(table, self._held_out.shape[1], RunLength(config["num_steps"], config["batch_size"]))
-        schedule = config.get("schedule", {"warmup_share": 0.05, "decay_share": 0.2})  # which every contender has
-        self._trainer = Trainer("ours", sae, config["lr"], TrainConfig(**schedule), torch.device(device))
+        schedule = TrainConfig(warmup_share=0.05, decay_share=0.2)
+        self._trainer = Trainer("ours", sae, config["lr"], schedule, torch.device(device))
         self._done = 0
 
     def step(self) -> None:

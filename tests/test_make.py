@@ -40,6 +40,8 @@ def typed(*words):
     (["train", "LAYER=12"], "train run --layer 12 --device auto"),
     (["train", "LAYER=12", "EXPANSION=8 16 32", "SET=sae.k=64", "CACHE=demo"],
      "train run --layer 12 --expansion '8 16 32' --cache demo --device auto --set sae.k=64"),
+    (["train", "LAYER=9", 'SET=sae.architecture=["topk","gated"]'],
+     """train run --layer 9 --device auto --set 'sae.architecture=["topk","gated"]'"""),
     (["train", "LAYER=9 15", "WORKERS=8"],
      "torch.distributed.run --standalone --nproc-per-node 8 -m train run --layer '9 15' --device auto"),
     (["train", "RECIPE=my.toml"], "train run --recipe my.toml --device auto"),

@@ -28,13 +28,22 @@ def default_lr(d_sae: int, num_tokens: int, batch_size: int) -> float:
 
 
 def fast_decoder_lr(batch_size: int) -> float:
-    """The multiple at which W_dec learns where that was found to help: 3, and 3 sqrt(batch / 1024) for batches under
-    1,024 rows, at least 1.
+    """The multiple of the rate at which W_dec learns: 3, and 3 sqrt(batch / 1024) for batches under 1,024 rows, at
+    least 1.
 
     With 1,024 rows 3 explains more than 1 (docs/quality.md). With fewer it is too fast (`benchmarks.learning_rate`):
     TopK explains 0.863 with 128 rows, against 0.867 by this rule and 0.859 at 0.5; 0.860 against 0.863 with 512.
     """
     return max(1.0, 3 * math.sqrt(min(1.0, batch_size / 1024)))
+
+
+def default_beta2(num_steps: int) -> float:
+    """Adam looks back over a tenth of the run: 100 steps at least (0.99), 1,000 at most (0.999, as is usual).
+
+    In a run of 1,000 steps, 0.999 weighs the large gradients of the beginning until the end. There 0.99 explains more
+    (docs/quality.md).
+    """
+    return 1 - 1 / min(1000, max(100, num_steps // 10))
 
 
 COSINE_FLOOR = 0.1

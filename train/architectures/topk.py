@@ -19,7 +19,6 @@ from torch import Tensor
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.selection import largest_of_rows
 from train.architectures.sparse import decode_pairs, gather_pre_acts, nothing_of, select_pairs
-from train.optimizer import fast_decoder_lr
 from train.shards import ALONE, Shards
 
 _REFRESH_STEPS = 16
@@ -89,17 +88,6 @@ class TopKSAE(SAE):
         self._silent_weight: Tensor | None = None
         self._num_silent = 0  # of all processes, rounded up on CUDA
         self._silent_buffers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def default_decoder_lr(self) -> float:
-        return fast_decoder_lr(self.length.batch_size)
-
-    def beta2(self) -> float:
-        """Adam looks back over a tenth of the run: 100 steps at least (0.99), 1,000 at most (0.999, as is usual).
-
-        In a run of 1,000 steps, 0.999 weighs the large gradients of the beginning until the end. There 0.99 explains
-        more (docs/quality.md); architectures with a penalty were not measured with it.
-        """
-        return 1 - 1 / min(1000, max(100, self.length.num_steps // 10))
 
     def encode(self, x: Tensor) -> Tensor:
         pre_acts = self.pre_acts(x)
