@@ -69,7 +69,10 @@ RATES = {
     "decoder at the encoder's rate": Variant(sae={"decoder_lr": 1.0}),
     "no clipping": Variant(train={"grad_clip": None}),
 }
-BETA2_999 = {"beta2 0.999": Variant(train={"beta2": 0.999})}
+BETA2_999 = {
+    "beta2 0.999": Variant(train={"beta2": 0.999}),
+    "beta2 0.999 and decoder at the encoder's rate": Variant(train={"beta2": 0.999}, sae={"decoder_lr": 1.0}),
+}
 START_16 = {"start at 16 times L0": Variant(sae={"start_l0": 16.0})}
 VARIANTS: dict[str, dict[str, Variant]] = {
     "batchtopk": BATCHTOPK,

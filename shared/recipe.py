@@ -4,6 +4,7 @@ This module reads the file and the ``--set`` overrides and knows which tables th
 in a table is each stage's own pydantic model, which derives from `Table`.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -137,7 +138,8 @@ def _explain(problem: Any, model: type[BaseModel], where: str) -> str:
     if problem["type"] == "missing":
         return f"{place} is missing. Put it into the recipe, or: --set {place.replace('[', '').replace(']', '')}=VALUE"
     if problem["type"] in {"tuple_type", "list_type"}:
-        return f"{place}: expected a list such as [\"{problem['input']}\"]; got {problem['input']!r}."
+        example = json.dumps([problem["input"]], default=str)
+        return f"{place}: expected a list such as {example}; got {problem['input']!r}."
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{place}: {message[0].lower() + message[1:]}; got {problem['input']!r}."
 

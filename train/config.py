@@ -155,8 +155,7 @@ def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, 
     """Validate [[sae]] tables, each by its architecture's model, and name the SAEs: one for each combination of lists.
 
     Raises:
-        RecipeError: an unknown architecture or key, a value out of range, more active latents than there are, or the
-            same SAE twice.
+        RecipeError: an unknown architecture or key, a value out of range, or the same SAE twice.
     """
     plans: list[SAEPlan] = []
     for where, table in sae_points(tables):
@@ -169,10 +168,6 @@ def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, 
             fields["d_sae"] = source["d_sae"]
         config = read_table(ARCHITECTURES[architecture].Config, fields, where)
         config = config.model_copy(update={"d_sae": config.width(d_in)})
-        asked = config.asked_l0()
-        if asked is not None and asked > config.width(d_in):
-            raise RecipeError(f"{where} asks for {asked:g} active latents of {config.width(d_in):,}. Ask for fewer, or "
-                              "take a larger expansion or d_sae.")
         recipe = {
             "layer": layer,
             "train": train.model_dump(mode="json", exclude=set(OPERATIONAL)),
@@ -184,8 +179,9 @@ def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, 
         if any(plan.name == name for plan in plans):
             raise RecipeError(f"{where} is the same SAE as another one. Change its seed, or remove it.")
         if source is not None and any(_but_for_the_seed(plan.recipe) == _but_for_the_seed(recipe) for plan in plans):
-            raise RecipeError(f"{where}.seed: a warm start takes all weights from its source, so a seed that draws "
-                              "them changes nothing. Leave it out; train.data_seed gives another order of the data.")
+            raise RecipeError(f"{where}.seed: a warm start takes its weights from its source, and not from a seed: "
+                              "this is the same SAE as another one. Leave the seed out; train.data_seed gives another "
+                              "order of the data.")
         plans.append(SAEPlan(architecture, config, name, recipe, table.get("warm_start")))
     return plans
 

@@ -13,7 +13,7 @@ from train.groups import Group
 from train.memory import memory_budget, memory_need, set_need, shared_need
 from train.order import ORDERS
 from train.statistics import SAMPLE_BLOCKS
-from train.training_set import Extent, check_saes, layer_folder, measure_extent, peak_lr, state_of, turns
+from train.training_set import Extent, check_saes, layer_folder, measure_extent, peak_lr, states_of, turns
 
 
 def print_plan(cache: Cache, groups: Sequence[Group], runs: Path, device: str, console: Console) -> None:
@@ -21,7 +21,7 @@ def print_plan(cache: Cache, groups: Sequence[Group], runs: Path, device: str, c
     there are and their norms, and none of the activations.
 
     Raises:
-        DataError, RecipeError: as the run itself, before it begins.
+        DataError, RecipeError, CorruptError: as the run itself, before it begins.
     """
     total = 0
     for group in groups:
@@ -40,6 +40,7 @@ def _table(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequenc
     table = Table(title=f"layer {group.layer} of {cache.path}: {group.train.policy.describe()}", title_justify="left")
     for heading in ("turn", "SAE", "lr", "memory", "in a step", "state"):
         table.add_column(heading, justify="left" if heading in {"SAE", "state"} else "right", no_wrap=True)
+    states = states_of(folder, group.saes)
     for number, turn in enumerate(planned):
         if number:
             table.add_section()
@@ -48,7 +49,7 @@ def _table(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequenc
             lr = peak_lr(sae, group.train, extent, cache.d_model)
             warm = "" if sae.warm_start is None else f"  from {sae.recipe['warm_start']['sae']}"
             table.add_row(str(number + 1), sae.name + warm, f"{lr:.2g}", _gb(need.kept), _gb(need.step),
-                          state_of(folder, sae.name))
+                          states[sae.name])
     return table
 
 

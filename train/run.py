@@ -48,7 +48,7 @@ from train.watchers.base import WatchedRun
 _log = logging.getLogger(__name__)
 
 _MISSED = 0.05
-"""Share by which the L0 of training rows may miss the one asked for before it is told."""
+"""Share by which the L0 of training rows may be under the one asked for before it is told."""
 
 
 class DivergedError(RecipeError):
@@ -304,11 +304,10 @@ class SetRun:
             self.watchers.pop(number).close()
 
     def _give_up(self, name: str, lr: float, when: str) -> None:
-        alone = len(self.facts.saes) == 1
         self.diverged[name] = (f"{name} diverged: its loss is not finite {when}. Take a lower learning rate than "
-                               f"{lr:.2g}: lr = {lr / 3:.1g} in its [[sae]] table"
-                               + (f", or --set sae.lr={lr / 3:.1g}" if alone else ""))
-        if not alone:
+                               f"{lr:.2g}: lr = {lr / 3:.1g} in its [[sae]] table, or --set sae.lr={lr / 3:.1g} "
+                               "where it is the only one")
+        if len(self.facts.saes) > 1:
             self.say(self.diverged[name])
 
     def _measures_held_out(self, done: int) -> bool:
@@ -352,7 +351,7 @@ class SetRun:
         active = self.shards.total(sum(int((sae.encode(x) > 0).sum()) for x in calibration))
         l0, dead = active / sum(len(x) for x in calibration), trainer.dead_latents()
         asked = sae.config.asked_l0()
-        if asked is not None and abs(l0 / asked - 1) > _MISSED:
+        if asked is not None and l0 < (1 - _MISSED) * asked:
             self.say(f"Warning: {trainer.name} was asked for an L0 of {asked:g} and has {l0:.1f} on training rows: so "
                      "few of its latents are positive there. A lower learning rate or a smaller L0 may help.")
         sae.assemble()

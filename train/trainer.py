@@ -15,8 +15,8 @@ from train.optimizer import Adam, lr_factor
 
 _FIGURES = ("mse", "sparsity", "aux", "l0", "variance", "steps")
 
-DENSE = 0.1
-"""Share of the tokens on which a latent is active that is called dense: `active_on_over_10_percent` of eval.json."""
+_DENSE = 0.1
+"""Share of the tokens on which a latent is active that is called dense, as `active_on_over_10_percent` of eval.json."""
 
 
 class Trainer:
@@ -98,8 +98,8 @@ class Trainer:
         return int(self.sae.shards.sum((self.sae.tokens_since_fired >= self.sae.length.dead_window).sum()))
 
     def _dense_latents(self, tokens: float) -> int:
-        """How many latents were active on over `DENSE` of the ``tokens`` since the last call."""
-        dense = self.sae.tokens_fired > DENSE * tokens
+        """How many latents were active on over `_DENSE` of the ``tokens`` since the last call."""
+        dense = self.sae.tokens_fired > _DENSE * tokens
         self.sae.tokens_fired.zero_()
         return int(self.sae.shards.sum(dense.sum()))
 

@@ -28,6 +28,7 @@ from train import checkpoint
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength, SAEConfig
 from train.config import SAEPlan, TrainConfig
+from train.locks import locked
 from train.memory import in_turns, memory_budget, memory_need, set_need, shared_need
 from train.optimizer import default_lr
 from train.order import default_window_blocks
@@ -124,11 +125,11 @@ def unfinished(folder: Path, cache: Cache, saes: Sequence[SAEPlan]) -> list[SAEP
     return left
 
 
-def state_of(folder: Path, name: str) -> str:
-    """"trained", "begun" or "" for an SAE of a layer's folder."""
-    if (folder / name / RUN).exists():
-        return "trained"
-    return "begun" if any(name == member.name for found in sets_in_progress(folder) for member in found.saes) else ""
+def states_of(folder: Path, saes: Sequence[SAEPlan]) -> dict[str, str]:
+    """"trained", "begun" or "" for each name of some SAEs of a layer's folder."""
+    begun = {member.name for found in sets_in_progress(folder) for member in found.saes}
+    return {sae.name: "trained" if (folder / sae.name / RUN).exists() else "begun" if sae.name in begun else ""
+            for sae in saes}
 
 
 def _check_identity(path: Path, found: dict[str, Any], cache: Cache, recipe: dict[str, Any]) -> None:
@@ -189,11 +190,15 @@ def check_saes(saes: Sequence[SAEPlan], d_in: int, tensor_parallel: int) -> None
     """Compare the sizes of SAEs with those of the SAEs that they start from, and with the processes that train them.
 
     Raises:
-        RecipeError: they differ, or the latents cannot be divided.
+        RecipeError: they differ, the latents cannot be divided, or fewer are there than shall be active.
     """
     for sae in saes:
         source = sae.recipe.get("warm_start")
         here = (d_in, sae.config.width(d_in))
+        asked = sae.config.asked_l0()
+        if asked is not None and asked > here[1]:
+            raise RecipeError(f"[[sae]]: {sae.name} is to have {asked:g} active latents of {here[1]:,}. Ask for fewer, "
+                              "or take a larger expansion or d_sae.")
         if here[1] % tensor_parallel:
             raise RecipeError(f"[train].tensor_parallel: the {here[1]:,} latents of {sae.name} cannot be divided over "
                               f"{tensor_parallel} processes. Give sae.d_sae as a multiple of {tensor_parallel}.")
@@ -303,16 +308,22 @@ def remove_finished_sets(folder: Path, given_up: Collection[str] = ()) -> None:
             storage.remove_tree(folder / CHECKPOINTS / found.set_name)
 
 
-def start_over(folder: Path, saes: Sequence[SAEPlan]) -> None:
+def start_over(folder: Path, saes: Sequence[SAEPlan], asked: Collection[str] = ()) -> None:
     """Remove what is there of some SAEs, finished or in progress. Others that were in a set with them go on in one of
-    their own."""
+    their own, but for those ``asked`` of other processes to be started over too.
+
+    Raises:
+        TryAgainError: another process trains one of those others.
+    """
     names = {sae.name for sae in saes}
     for found in sets_in_progress(folder):
         if names & {member.name for member in found.saes}:
-            others = {member.name for member in found.saes if not (folder / member.name / RUN).exists()} - names
-            if others and not (folder / CHECKPOINTS / set_name(list(others)) / SET).exists():
-                _divide(folder, found, others)
-            storage.remove_tree(folder / CHECKPOINTS / found.set_name)
+            left = {member.name for member in found.saes if not (folder / member.name / RUN).exists()}
+            others = left - names - {*asked}
+            with locked(folder / CHECKPOINTS, list(others)):
+                if others and not (folder / CHECKPOINTS / set_name(list(others)) / SET).exists():
+                    _divide(folder, found, others)
+                storage.remove_tree(folder / CHECKPOINTS / found.set_name)
     for name in names:
         storage.remove(folder / name / RUN)  # first: without it nothing here counts as finished
         storage.remove_tree(folder / name)

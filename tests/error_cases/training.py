@@ -110,9 +110,14 @@ def two_lengths(w):
     read_train_config({"train": {"num_tokens": 100, "epochs": 3}})
 
 
-@case(2, "asks for 9 active latents of 8", then="larger expansion")
+@case(2, "topk-8-k9-s0", "9 active latents of 8", then="larger expansion")
 def more_active_latents_than_there_are(w):
-    saes({"sae": [{"architecture": "topk", "d_sae": 8, "k": 9}]})
+    check_saes(saes({"sae": [{"architecture": "topk", "d_sae": 8, "k": 9}]}), 24, 1)
+
+
+@case(2, "jumprelu-8-l0-8.5", "8.5 active latents of 8", then="larger expansion")
+def a_mean_of_more_active_latents_than_there_are(w):
+    check_saes(saes({"sae": [{"architecture": "jumprelu", "d_sae": 8, "l0": 8.5}]}), 24, 1)
 
 
 @case(2, "layers 0 and 2", "one, two", then="--cache one")

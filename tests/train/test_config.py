@@ -49,8 +49,7 @@ def test_a_width_given_either_way_is_the_same_sae():
     ({"train": {"lr": float("inf")}}, r"\[train\]\.lr: .*finite"),
     ({"train": {"watch": "wandb"}}, r"\[train\]\.watch: expected a list such as \[\"wandb\"\]; got 'wandb'"),
     ({"sae": [{"architecture": "topk", "seed": 2**63}]}, r"\[\[sae\]\]\.seed: .*less than"),
-    ({"sae": [{"architecture": "topk", "d_sae": 64, "k": 65}]}, "asks for 65 active latents of 64"),
-    ({"sae": [{"architecture": "jumprelu", "d_sae": 64, "l0": 64.5}]}, r"asks for 64\.5 active latents of 64"),
+    ({"train": {"calibration_types": 5}}, r"calibration_types: expected a list such as \[5\]; got 5"),
     ({"sae": [{"architecture": "topk", "warm_start": 5}]}, "warm_start must be the folder of an SAE; got 5"),
     ({"train": {"policy": {"drop_class": ["first"]}}}, r"\[train\]\.policy: unknown key 'drop_class'"),
 ])

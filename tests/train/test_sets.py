@@ -13,7 +13,7 @@ from tests.warm import Warm
 from train.architectures import ARCHITECTURES
 from train.batches import Batches
 from train.trainer import Trainer
-from train.training_set import CHECKPOINTS, sets_in_progress, start_over
+from train.training_set import CHECKPOINTS, sets_in_progress, start_over, states_of
 
 TRAIN = tiny_run.RECIPE["train"] | {"num_tokens": 64 * 60}
 
@@ -155,3 +155,24 @@ def test_two_processes_train_the_saes_of_a_grid_between_them(command, cache_fold
         assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "both" / file).read_bytes()
     for run in (tmp_path / "both").rglob("run.json"):
         assert read_sealed(run)["kind"] == "from_scratch"
+
+
+def test_one_that_collapsed_is_told_and_takes_nothing_from_the_others(tmp_path):
+    said = []
+    _, folders = tiny_run.train(tmp_path, recipe(table("batchtopk", lr=[3.0, 6e-3]), table("matryoshka", lr=3.0)),
+                                say=said.append)
+    warned = [line for line in said if "was asked for an L0 of 3 and has 0." in line]
+    assert [line.split()[1] for line in warned] == [folders[0].name, folders[2].name]
+    assert all((folder / "run.json").exists() for folder in folders)
+
+
+def test_what_is_trained_says_so_and_on_how_much_and_what_is_begun(tmp_path):
+    tables = table("topk"), table("batchtopk")
+    tiny_run.train(tmp_path, recipe(tables[0]), units=[0])
+    said = []
+    cache, _ = tiny_run.train(tmp_path, recipe(tables[0]), say=said.append)
+    [line] = [line for line in said if "is trained already" in line]
+    assert f"is trained already, on 1 of the {cache.num_units} units that the cache has now; --fresh" in line
+    tiny_run.stopped_at(13, tmp_path, recipe(tables[1]))
+    planned = tiny_run.planned(recipe(*tables, table("gated")))
+    assert list(states_of(tmp_path / "fake" / "layer3", planned).values()) == ["trained", "begun", ""]

@@ -153,7 +153,7 @@ def test_two_seeds_of_one_start_would_be_the_same_sae(sources):
         return plan_saes(sae_tables({"sae": [{"warm_start": str(sources["topk"]), "k": 3, **fields}]}, None),
                          read_train_config({}), 3, 24)
 
-    with pytest.raises(RecipeError, match=r"\(seed = 1\)\.seed: a warm start takes all weights.*train\.data_seed"):
+    with pytest.raises(RecipeError, match=r"\(seed = 1\)\.seed: a warm start takes its weights.*train\.data_seed"):
         plans(seed=[0, 1])
     assert len(plans(seed=1, lr=[1e-3, 2e-3])) == 2
 

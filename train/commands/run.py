@@ -73,7 +73,8 @@ def run(recipe_name: str | None, cache_name: str | None, layers: str | None, ove
     if cache_name is None and recipe_name is not None and (CACHES / Path(recipe_name).stem / PLAN).exists():
         cache_name = Path(recipe_name).stem  # the cache that the same recipe harvests
     cache = choose_cache(cache_name, *dict.fromkeys(config.layer for config in configs if config.layer is not None))
-    groups = share_of(plan_groups(recipe, configs, widths, cache.d_model), team.rank, team.world_size)
+    planned = plan_groups(recipe, configs, widths, cache.d_model)
+    groups = share_of(planned, team.rank, team.world_size)
     if deterministic:
         be_deterministic()
     device = _device(device, process)
@@ -84,7 +85,7 @@ def run(recipe_name: str | None, cache_name: str | None, layers: str | None, ove
         return
     with open_shards(tensor_parallel, device) as shards:
         if fresh:
-            shards.first_says(lambda: _start_over(runs, cache, groups, yes))
+            shards.first_says(lambda: _start_over(runs, cache, groups, planned, yes))
         everything: list[Path] = []
         diverged: list[DivergedError] = []
         for group in groups:
@@ -107,8 +108,8 @@ def run(recipe_name: str | None, cache_name: str | None, layers: str | None, ove
         click.echo(team.says(f"Error: {all_of_them}"), err=True)
 
 
-def _start_over(runs: Path, cache: Cache, groups: Sequence[Group], yes: bool) -> None:
-    """Remove what the SAEs have left, if the user agrees."""
+def _start_over(runs: Path, cache: Cache, groups: Sequence[Group], planned: Sequence[Group], yes: bool) -> None:
+    """Remove what the SAEs of this process have left, if the user agrees; ``planned`` are those of all processes."""
     there = [layer_folder(runs, cache, group.layer) / sae.name for group in groups for sae in group.saes
              if (layer_folder(runs, cache, group.layer) / sae.name).exists()]
     if not there:
@@ -116,10 +117,11 @@ def _start_over(runs: Path, cache: Cache, groups: Sequence[Group], yes: bool) ->
     if not yes:
         names = "\n  ".join(map(str, there))
         click.confirm(f"Remove and train again:\n  {names}\nGo on?", abort=True)
+    asked = {sae.name for group in planned for sae in group.saes}
     for group in groups:
         folder = layer_folder(runs, cache, group.layer)
         with locked(folder / CHECKPOINTS, [sae.name for sae in group.saes]):
-            start_over(folder, group.saes)
+            start_over(folder, group.saes, asked)
 
 
 def _evaluate(cache: Cache, layer: int, folders: Sequence[Path], device: str) -> None:

@@ -20,7 +20,8 @@ class Jump:
 
 
 def relu_forward(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ReLU of ``z`` [batch, width]; the sum of all its values (a scalar), and how many of each column are over zero."""
+    """ReLU of ``z`` [batch, width]; the sum of all its values (a scalar), and how many of each column are over zero:
+    int64 [width]."""
     if on_triton(z):
         from train.kernels import triton_latents
         return triton_latents.relu_forward(z)
@@ -47,7 +48,7 @@ def jump_forward(z: Tensor, threshold: Tensor, silent: Tensor | None,
 
     Returns:
         Latents ``[batch, width]``; the sum of tanh(scale * latents), or 0; the sum of silent * relu(threshold - z);
-        how many of each column are active ``[width]``.
+        how many of each column are active, int64 ``[width]``.
     """
     if on_triton(z):
         from train.kernels import triton_latents

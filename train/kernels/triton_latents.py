@@ -133,7 +133,7 @@ def relu_forward(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     z = z.contiguous()
     latents, parts = torch.empty_like(z), _parts(2, z)
     _relu_forward[_grid(z)](z, latents, parts[0], parts[1], *z.shape, **_TILES)
-    return latents, parts[0].sum(), parts[1].sum(0)
+    return latents, parts[0].sum(), parts[1].sum(0).long()
 
 
 def relu_backward(latents: Tensor, grad: Tensor, grad_total: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def jump_forward(z: Tensor, threshold: Tensor, silent: Tensor | None,
     tanh, pull = jump.tanh_scale is not None, silent is not None
     _jump_forward[_grid(z)](z, threshold, silent, latents, *parts.unbind(), jump.tanh_scale or 0.0, *z.shape,
                             TANH=tanh, PULL=pull, **_TILES)
-    return latents, parts[0].sum() if tanh else zero, parts[1].sum() if pull else zero, parts[2].sum(0)
+    return latents, parts[0].sum() if tanh else zero, parts[1].sum() if pull else zero, parts[2].sum(0).long()
 
 
 def jump_backward(z: Tensor, threshold: Tensor, silent: Tensor | None, jump: Jump, grad: Tensor, grad_penalty: Tensor,
