@@ -123,7 +123,8 @@ def read_train_config(recipe: RawRecipe) -> TrainConfig:
         RecipeError: every problem on a line of its own.
     """
     table = recipe.get("train", {})
-    if {"num_tokens", "epochs"} <= table.keys():
+    default = TrainConfig.model_fields["epochs"].default  # which is in every recipe that was written out
+    if "num_tokens" in table and table.get("epochs", default) != default:
         raise RecipeError(f"[train]: num_tokens ({table['num_tokens']!r}) and epochs ({table['epochs']!r}) both say "
                           "how long to train. Leave one out.")
     return read_table(TrainConfig, table, "[train]")
