@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--steps", type=int, default=10, help="steps a turn, of 1,024 rows")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate for batches of 1,024 rows")
-    parser.add_argument("--l1-coefficient", type=float, default=2.2,
+    parser.add_argument("--l1-coefficient", type=float, default=2.0,
                         help="sae-lens's for standard, which takes no L0: by trial, so that it ends at about 32")
     parser.add_argument("--l0-coefficient", type=float, default=0.55, help="the same for jumprelu")
     arguments = parser.parse_args()
