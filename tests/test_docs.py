@@ -123,8 +123,9 @@ def test_the_speeds_on_a_gpu_are_those_of_the_results():
     assert f"{topk / 1e6:.2f} M tokens/s, {ratios}" in PAGES["README.md"].replace("\n", " ")
 
 
-def test_the_ablations_of_the_quality_page_are_those_of_the_results():
-    found = RESULTS["quality_ablations_batchtopk_layer9"]["variants"]
+@pytest.mark.parametrize("result", sorted(name for name in RESULTS if "quality_ablations" in name))
+def test_the_ablations_of_the_quality_page_are_those_of_the_results(result):
+    found = RESULTS[result]["variants"]
     for name, variant in found.items():
         difference = round(variant["explained_variance"] - found["modern"]["explained_variance"], 4) + 0.0  # no -0
         label, against = ("as it is (`modern`)", "") if name == "modern" else (name, f"{difference:+.4f}")
