@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from train.kernels.rows import adam, adam_unit_rows, row_products
+from train.kernels.rows import adam, row_sums
 from train.shards import ALONE, Shards
 
 
@@ -107,28 +107,21 @@ class Adam:
         """
         gradients = {name: parameter.grad for name, parameter in self.parameters.items()
                      if parameter.grad is not None}
-        along, squares = {}, {}
-        for name, gradient in gradients.items():
-            if name in self._unit_rows:
-                along[name], squares[name] = row_products(self.parameters[name], gradient)
-            elif max_norm is not None:
-                squares[name] = torch.linalg.vector_norm(gradient).square()
+        sums = {name: row_sums(self.parameters[name], gradient, unit_rows=name in self._unit_rows)
+                for name, gradient in gradients.items() if max_norm is not None or name in self._unit_rows}
         divisor = None
         if max_norm is not None:
+            squares = {name: of.squares.sum() for name, of in sums.items()}
             own = [square if name in self._divided else self._shards.once(square) for name, square in squares.items()]
             # |g - <g, w> w|^2 = |g|^2 - <g, w>^2 where |w| = 1.
-            own += [-products.square().sum() for products in along.values()]
+            own += [-of.along.square().sum() for of in sums.values() if of.along is not None]
             square = self._shards.sum(torch.stack(own)).sum().clamp_min(0)
             divisor = square.sqrt().add_(1e-6).div_(max_norm).clamp_min_(1.0)
         for name, gradient in gradients.items():
             parameter, state = self.parameters[name], self._state[name]
             state["step"] += 1
-            moments = state["exp_avg"], state["exp_avg_sq"]
-            lr = self._lr[name] * factor
-            if name in along:
-                adam_unit_rows(parameter, gradient, along[name], *moments, state["step"], lr, self._betas, divisor)
-            else:
-                adam(parameter, gradient, *moments, state["step"], lr, self._betas, divisor)
+            adam(parameter, gradient, sums.get(name), state["exp_avg"], state["exp_avg_sq"], state["step"],
+                 self._lr[name] * factor, self._betas, divisor)
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:

@@ -32,27 +32,36 @@ def compare_bags() -> int:
 
 def compare_rows() -> int:
     done = 0
+    plain, none = (0.9, 0.999), (0.0, 0.0)
     for d in (40, 300):
         weights, gradient = torch.nn.functional.normalize(normal(11, d), dim=1), normal(11, d)
-        along, squares = triton_rows.row_products(weights, gradient)
-        expected, square = rows.row_products(weights, gradient)
-        assert_close(along, expected)
-        assert_close(squares.sum(), square)
-        plain, none = (0.9, 0.999), (0.0, 0.0)
+        gradient[2:5] = 0  # rows of latents that were not selected
         for step, divisor, unit, betas in ((1.0, 1.0, True, plain), (7.0, 2.5, True, plain), (1.0, 2.5, False, plain),
                                            (7.0, 1.0, False, plain), (2.0, 1.0, False, none)):
+            along, squares = triton_rows.row_sums(weights, gradient, unit_rows=unit)
+            expected = rows.row_sums(weights, gradient, unit_rows=unit)
+            assert_close(along, expected.along)
+            assert_close(squares, gradient.square().sum(1))
+            assert_close(squares.sum(), expected.squares)
             parts = [weights, gradient, 0.1 * normal(11, d), normal(11, d).square()]
-            ours, theirs = ([part.clone() for part in parts] for _ in range(2))
             shared = torch.tensor(step), torch.tensor(1e-2), betas, torch.tensor(divisor)
-            triton_rows.adam(*ours[:2], along if unit else None, *ours[2:], *shared)
-            if unit:
-                rows.adam_unit_rows(*theirs[:2], expected, *theirs[2:], *shared)
-            else:
-                rows.adam(*theirs, *shared)
-            for at in (0, 2, 3):
-                assert_close(ours[at], theirs[at], rtol=1e-5, atol=5e-6)
-            done += 1
-    return done
+            for known in (squares,) if unit else (squares, None):
+                ours, theirs = ([part.clone() for part in parts] for _ in range(2))
+                triton_rows.adam(*ours[:2], along, known, *ours[2:], *shared)
+                rows.adam(*theirs[:2], expected, *theirs[2:], *shared)
+                for at in (0, 2, 3):
+                    assert_close(ours[at], theirs[at], rtol=1e-5, atol=5e-6)
+                done += 1
+    # Rows of zeros are not read: neither what they would be multiplied with nor, the second time, they themselves.
+    weights[2:5], unread = torch.nan, gradient.clone()
+    along, squares = triton_rows.row_sums(weights, gradient, unit_rows=True)
+    assert_close(along[2:5], torch.zeros(3))
+    unread[2:5] = torch.nan
+    moments = torch.zeros_like(gradient), torch.ones_like(gradient)
+    triton_rows.adam(gradient.clone(), unread, None, squares, *moments, torch.tensor(1.0), torch.tensor(1e-2), plain,
+                     torch.tensor(1.0))
+    assert all(moment.isfinite().all() for moment in moments)
+    return done + 2
 
 
 def compare_latents() -> int:
