@@ -20,8 +20,14 @@ TABLES = ("harvest", "train", "sae")
 
 RECIPES = Path("pipelines/recipes")
 
-_IN_PLACE_OF = {"train.num_tokens": "epochs", "train.epochs": "num_tokens"}
-"""Keys that say the same thing in two ways: an override of one drops the recipe's other."""
+DEFAULT_SAES: tuple[dict[str, Any], ...] = ({"architecture": "batchtopk", "expansion": [8.0, 16.0]},)
+"""The [[sae]] tables of a recipe that has none, before overrides: BatchTopK at two widths."""
+
+_IN_PLACE_OF = {
+    "train.num_tokens": ("epochs",), "train.epochs": ("num_tokens",),
+    "sae.d_sae": ("expansion",), "sae.expansion": ("d_sae",), "sae.warm_start": ("expansion", "d_sae"),
+}
+"""Keys that say the same thing in two ways, or bring it with them: an override of one drops the recipe's others."""
 
 RawRecipe = dict[str, Any]
 """A recipe as read, before a stage has validated its tables."""
@@ -53,7 +59,8 @@ def find_recipe(name: str) -> Path:
 def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> RawRecipe:
     """Read a recipe and apply ``table.key=value`` overrides (values are TOML; bare words are strings).
 
-    An override of ``sae`` changes every ``[[sae]]`` entry, and so with every table that is there several times.
+    An override of ``sae`` changes every ``[[sae]]`` entry (`DEFAULT_SAES` where there is none), and so with every
+    table that is there several times.
 
     Raises:
         RecipeError: the file is no TOML, a table is unknown, or an override is malformed.
@@ -101,7 +108,7 @@ def _apply(recipe: RawRecipe, override: str) -> None:
         raise RecipeError(f"--set {override!r}: expected TABLE.KEY=VALUE with a table of {', '.join(TABLES)}, "
                           "for example train.lr=1e-3.")
     value = _parse_value(text.strip())
-    table = recipe.setdefault(path[0], [{}] if path[0] == "sae" else {})
+    table = recipe.setdefault(path[0], [dict(table) for table in DEFAULT_SAES] if path[0] == "sae" else {})
     entries = table if isinstance(table, list) else [table]
     for part in path[1:-1]:
         inner = [entry.setdefault(part, {}) for entry in entries]
@@ -112,7 +119,8 @@ def _apply(recipe: RawRecipe, override: str) -> None:
                                   "Expected TABLE.KEY=VALUE.")
     for entry in entries:
         entry[path[-1]] = value
-        entry.pop(_IN_PLACE_OF.get(key.strip(), ""), None)
+        for other in _IN_PLACE_OF.get(key.strip(), ()):
+            entry.pop(other, None)
 
 
 def _parse_value(text: str) -> object:

@@ -9,15 +9,12 @@ from pydantic import Field, field_validator, model_validator
 
 from shared.digests import canonical_json
 from shared.errors import RecipeError
-from shared.recipe import RawRecipe, Table, read_table
+from shared.recipe import DEFAULT_SAES, RawRecipe, Table, read_table
 from train.architectures import ARCHITECTURES
 from train.architectures.base import SAEConfig
 from train.grid import sae_points
 from train.policy import TokenPolicy, known_types
 from train.warm_start import read_source
-
-DEFAULT_EXPANSIONS = (8.0, 16.0)
-"""Without a recipe: BatchTopK at these widths, k = 32."""
 
 
 class TrainConfig(Table):
@@ -131,25 +128,19 @@ def read_train_config(recipe: RawRecipe) -> TrainConfig:
 
 
 def sae_tables(recipe: RawRecipe, expansions: Sequence[float] | None) -> list[dict[str, Any]]:
-    """The [[sae]] tables: those of the recipe, repeated for each asked expansion, or the default.
+    """The [[sae]] tables: those of the recipe or the default, repeated for each asked expansion.
 
     Raises:
         RecipeError: [sae] is no list of tables.
     """
-    tables = recipe.get("sae", [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+    tables = recipe.get("sae") or DEFAULT_SAES
+    if not isinstance(tables, list | tuple) or not all(isinstance(table, dict) for table in tables):
         raise RecipeError("[sae] must be a list of tables: write [[sae]] for each SAE to train.")
-    if not expansions:
-        if any({"architecture", "warm_start"} & table.keys() for table in tables) or len(tables) > 1:
-            return [{"architecture": "batchtopk", **table} for table in tables]
-        # No recipe, but perhaps overrides: --set sae.k=64.
-        override = tables[0] if tables else {}
-        given = {"expansion", "d_sae"} & set(override)
-        return [{"architecture": "batchtopk", **({} if given else {"expansion": width}), **override}
-                for width in (DEFAULT_EXPANSIONS[:1] if given else DEFAULT_EXPANSIONS)]
-    base = tables or [{}]
-    return [{"architecture": "batchtopk", **{key: value for key, value in table.items() if key != "d_sae"},
-             "expansion": expansion} for table in base for expansion in expansions]
+    tables = [{"architecture": "batchtopk", **table} for table in tables]
+    if expansions:
+        tables = [{**{key: value for key, value in table.items() if key != "d_sae"}, "expansion": expansion}
+                  for table in tables for expansion in expansions]
+    return tables
 
 
 def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, d_in: int) -> list[SAEPlan]:

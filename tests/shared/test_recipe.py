@@ -48,14 +48,21 @@ def test_overrides_reach_into_tables_of_tables():
     assert raw["harvest"]["template_variables"] == {"date_string": "01 Jan 2020"}
 
 
-def test_an_override_without_a_recipe_makes_one_sae():
-    assert read_recipe(None, ["sae.k=3"]) == {"sae": [{"k": 3}]}
+def test_an_override_without_a_recipe_changes_the_default_saes():
+    default = {"architecture": "batchtopk", "expansion": [8.0, 16.0]}
+    assert read_recipe(None, ["sae.k=3"]) == {"sae": [default | {"k": 3}]}
+    assert read_recipe(None, ["sae.architecture=topk"]) == {"sae": [default | {"architecture": "topk"}]}
+    assert read_recipe(None, ["sae.d_sae=99"]) == {"sae": [{"architecture": "batchtopk", "d_sae": 99}]}
+    assert read_recipe(None, ["sae.warm_start=a/b"]) == {"sae": [{"architecture": "batchtopk", "warm_start": "a/b"}]}
+    assert read_recipe(None, []) == {}
 
 
 def test_an_override_takes_the_place_of_what_says_the_same_in_another_way(recipe):
     path = recipe("[train]\nnum_tokens = 100\nlr = 1e-3\n")
     assert read_recipe(path, ["train.epochs=2"]) == {"train": {"epochs": 2, "lr": 1e-3}}
     assert read_recipe(path, ["train.epochs=2", "train.num_tokens=9"]) == {"train": {"num_tokens": 9, "lr": 1e-3}}
+    path = recipe("[[sae]]\nd_sae = 100\n[[sae]]\nexpansion = 2\n")
+    assert read_recipe(path, ["sae.expansion=4"]) == {"sae": [{"expansion": 4}, {"expansion": 4}]}
 
 
 @pytest.mark.parametrize("override", ["lr=1", "train.lr", "nosuch.lr=1", "=1", "harvest=1", "", "harvest.a.b=1"])

@@ -3,6 +3,7 @@
 import pytest
 
 from shared.errors import RecipeError
+from shared.recipe import read_recipe
 from train.config import plan_saes, read_train_config, sae_tables
 
 
@@ -20,9 +21,18 @@ def test_expansions_repeat_every_table_of_the_recipe():
     assert names == ["topk-128-k4-s0", "topk-256-k4-s0", "jumprelu-128-l0-20-s0", "jumprelu-256-l0-20-s0"]
 
 
-def test_an_override_alone_changes_the_default():
-    assert [plan.config.k for plan in plans({"sae": [{"k": 5}]})] == [5, 5]
-    assert [plan.config.d_sae for plan in plans({"sae": [{"d_sae": 99}]})] == [99]
+@pytest.mark.parametrize(("override", "names"), [
+    ("sae.k=5", ["batchtopk-512-k5-s0", "batchtopk-1024-k5-s0"]),
+    ("sae.architecture=topk", ["topk-512-k32-s0", "topk-1024-k32-s0"]),
+    ("sae.expansion=2", ["batchtopk-128-k32-s0"]),
+    ("sae.d_sae=99", ["batchtopk-99-k32-s0"]),
+])
+def test_an_override_alone_changes_the_default(override, names):
+    assert [plan.name.rsplit("-", 1)[0] for plan in plans(read_recipe(None, [override]))] == names
+
+
+def test_a_table_of_a_recipe_that_gives_no_width_is_one_sae():
+    assert [plan.config.d_sae for plan in plans({"sae": [{"k": 5}]})] == [512]
 
 
 def test_a_name_depends_on_what_the_weights_depend_on():
