@@ -1,6 +1,6 @@
 """``--dry-run``: the SAEs that a recipe asks for, their steps, what they take in memory, and what is read for them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,18 @@ from train.groups import Group
 from train.memory import memory_budget, memory_need, set_need, shared_need
 from train.order import ORDERS
 from train.statistics import SAMPLE_BLOCKS
-from train.training_set import Extent, check_saes, layer_folder, measure_extent, peak_lr, states_of, turns
+from train.training_set import (
+    CHECKPOINTS,
+    RUN,
+    Extent,
+    check_saes,
+    layer_folder,
+    measure_extent,
+    peak_lr,
+    sets_in_progress,
+    states_of,
+    turns,
+)
 
 
 def print_plan(cache: Cache, groups: Sequence[Group], runs: Path, device: str, console: Console) -> None:
@@ -30,6 +41,9 @@ def print_plan(cache: Cache, groups: Sequence[Group], runs: Path, device: str, c
         planned = turns(group.saes, cache.d_model, group.train, extent.window_blocks, device)
         console.print(_table(cache, group, extent, planned, layer_folder(runs, cache, group.layer), device))
         total += _print_costs(cache, group, extent, planned, device, console)
+    for layer in dict.fromkeys(group.layer for group in groups):
+        asked = {sae.name for group in groups if group.layer == layer for sae in group.saes}
+        _print_others(layer_folder(runs, cache, layer), asked, console)
     num_saes = sum(len(group.saes) for group in groups)
     console.print(f"{num_saes} SAEs, about {_gb(total)} read in all. Nothing was trained or written.", highlight=False,
                   soft_wrap=True)
@@ -82,6 +96,18 @@ def _print_costs(cache: Cache, group: Group, extent: Extent, planned: Sequence[S
     ):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     return training + beside
+
+
+def _print_others(folder: Path, asked: Collection[str], console: Console) -> None:
+    """Print the sets that another command, or an earlier recipe, has left begun: nothing else would show them."""
+    for found in sets_in_progress(folder):
+        left = [member.name for member in found.saes
+                if member.name not in asked and not (folder / member.name / RUN).exists()]
+        if left:
+            place = folder / CHECKPOINTS / found.set_name
+            size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+            console.print(f"  begun by another command, {_gb(size)} in {place}: {', '.join(left)}. That command goes "
+                          "on with them; if nothing shall, remove the folder.", highlight=False, soft_wrap=True)
 
 
 def _gb(count: int) -> str:

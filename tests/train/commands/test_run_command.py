@@ -58,6 +58,16 @@ def test_a_dry_run_shows_saes_steps_memory_and_bytes_and_leaves_nothing(invoke, 
     assert "; for each of 2 processes" in divided.output
 
 
+def test_a_dry_run_tells_of_sets_that_another_command_began(invoke, tmp_path):
+    tiny_run.stopped_at(13, tmp_path)
+    names = [sae.name for sae in tiny_run.planned(tiny_run.RECIPE)]
+    asked = invoke("--layer", "3", *TINY, "--dry-run").output
+    [line] = [line for line in asked.splitlines() if "begun by another command" in line]
+    assert str(tmp_path / "fake" / "layer3" / "checkpoints" / "set-") in line
+    assert all(name in line for name in names)
+    assert "0.00 GB" in line
+
+
 def test_deterministic_is_turned_on_and_recorded(invoke, tmp_path):
     try:
         assert invoke("--layer", "3", *TINY, "--deterministic").exit_code == 0
