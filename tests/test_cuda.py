@@ -22,7 +22,15 @@ from train.batches import Batches
 from train.config import TrainConfig
 from train.determinism import be_deterministic, order_statistics_allowed
 from train.kernels.bags import bag_sum, pair_products
-from train.kernels.latents import Jump, jump_backward, jump_forward, relu_backward, relu_forward
+from train.kernels.latents import (
+    Jump,
+    gated_backward,
+    gated_forward,
+    jump_backward,
+    jump_forward,
+    relu_backward,
+    relu_forward,
+)
 from train.kernels.rows import adam, row_sums
 from train.order import ORDERS
 from train.trainer import Trainer
@@ -155,7 +163,7 @@ def test_the_optimisers_pass_over_rows_is_that_of_the_cpu(unit_rows, divisor):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=5e-6)  # lr 1e-2; m / sqrt(v) up to some hundred
 
 
-@pytest.mark.parametrize("name", ["topk", "batchtopk", "standard", "jumprelu"])
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "standard", "gated", "jumprelu"])
 def test_a_steps_gradients_on_the_device_are_those_of_the_cpu(name):
     x = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
     sparsity = {"k": 4} if "topk" in name else {"l0": 4.0}
@@ -206,6 +214,8 @@ def test_one_pass_over_all_latents_is_that_of_the_cpu(dtype):
         parts = (z.to(dtype), grad.to(dtype), threshold, silent, grad_l0, a, b)
         x, g, t, s, l0, p, q = (part.to(device) for part in parts)
         found = [*relu_forward(x), relu_backward(x.relu(), g, p)]
+        gate = x, t, 0.5 + s, t - 0.5
+        found += [*gated_forward(*gate), *gated_backward(*gate, g, x, p)]
         for jump, rows in ((Jump(0.8, 4.0), None), (Jump(0.8, None), l0)):
             for pulled in (None, s):
                 found += jump_forward(x, t, pulled, jump)

@@ -71,6 +71,10 @@ def compare_latents() -> int:
         found = [*triton_latents.relu_forward(z), triton_latents.relu_backward(z.relu(), grad, total)]
         expected = [*latents.relu_forward(z), latents.relu_backward(z.relu(), grad, total)]
         threshold, silent = (torch.rand(width, generator=generator) for _ in range(2))
+        gate = z, threshold, 0.5 + silent, threshold - silent
+        of_gate = *gate, grad, normal(batch, width), total
+        found += [*triton_latents.gated_forward(*gate), *triton_latents.gated_backward(*of_gate)]
+        expected += [*latents.gated_forward(*gate), *latents.gated_backward(*of_gate)]
         for jump, of_l0 in ((Jump(0.8, 4.0), None), (Jump(0.8, None), grad_l0), (Jump(0.8, None), None)):
             for pulled in (None, (silent < 0.3).float()):
                 forward = (z, threshold, pulled, jump)

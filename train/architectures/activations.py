@@ -27,6 +27,19 @@ class _Rectify(torch.autograd.Function):
         return kernels.relu_backward(latents, grads[0], grads[1])
 
 
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, *of_latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        latents, opened, total, counts = kernels.gated_forward(z, *of_latents)
+        ctx.save_for_backward(z, *of_latents)
+        ctx.mark_non_differentiable(counts)
+        return latents, opened, total, counts
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return kernels.gated_backward(*ctx.saved_tensors, *grads[:3])
+
+
 class _Jump(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, threshold: Tensor, silent: Tensor | None,
@@ -51,6 +64,13 @@ def rectify(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """ReLU of ``z`` [batch, width]; the sum of all its values (a scalar); and how many of each column are active."""
     latents, total, counts = _Rectify.apply(z)  # type: ignore[no-untyped-call]
     return latents, total, counts
+
+
+def gated(z: Tensor, b_gate: Tensor, scale: Tensor, b_mag: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gated's latents and opened gates, both [batch, width], of gates ``z``; the sum of the opened gates; and how many
+    of each column are active. See `train.kernels.latents.gated_forward`."""
+    latents, opened, total, counts = _Gated.apply(z, b_gate, scale, b_mag)  # type: ignore[no-untyped-call]
+    return latents, opened, total, counts
 
 
 def jump(z: Tensor, threshold: Tensor, silent: Tensor | None,

@@ -20,9 +20,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from train.architectures.activations import gated
 from train.architectures.base import Loss, RunLength
-from train.architectures.sparse import decode_active
+from train.architectures.sparse import active_pairs, decode_pairs, gather_pre_acts, select_pairs
 from train.architectures.standard import StandardConfig, StandardSAE
+from train.kernels.products import product
 from train.shards import ALONE, Shards
 
 
@@ -30,8 +32,7 @@ class GatedConfig(StandardConfig):
     """Fields of a [[sae]] table with ``architecture = "gated"``: those of "standard", the penalty on the gate."""
 
     bias_lr: float = Field(default=1.0, gt=0)
-    """b_enc, the gate's bias, learns at this multiple of the learning rate. 4 explained no more in a trial of 300
-    steps."""
+    """b_enc, the gate's bias, learns at this multiple of the learning rate. 4 explained less (docs/quality.md)."""
 
 
 class GatedSAE(StandardSAE):
@@ -54,9 +55,14 @@ class GatedSAE(StandardSAE):
             if "threshold" in weights:
                 self.b_enc.sub_(self.shards.own(weights["threshold"], 0))
 
-    def magnitudes(self, gate: Tensor) -> Tensor:
-        """ReLU(magnitude) ``[batch, width]`` from the gate, without a second product with W_enc."""
-        return torch.addcmul(self.b_mag, gate - self.b_enc, self.r_mag.exp()).relu()
+    def magnitudes(self, gate: Tensor, latents: Tensor | None = None) -> Tensor:
+        """ReLU(magnitude) from the gate, without a second product with W_enc: of all latents ``[batch, width]``, or of
+        pairs ``[n]`` whose ``latents`` are given."""
+        of_latents: tuple[Tensor, ...] = self.b_mag, self.b_enc, self.r_mag.exp()
+        if latents is not None:
+            of_latents = tuple(part.index_select(0, latents) for part in of_latents)
+        b_mag, b_gate, scale = of_latents
+        return torch.addcmul(b_mag, gate - b_gate, scale).relu()
 
     def encode(self, x: Tensor) -> Tensor:
         gate = self.pre_acts(x)
@@ -70,14 +76,24 @@ class GatedSAE(StandardSAE):
     def loss(self, x: Tensor, step: int) -> Loss:
         if step == 0 and "b_enc" not in self.given:
             self.start(x)
-        gate = self.pre_acts(x).float()
-        latents = self.magnitudes(gate) * (gate > 0)
-        error = self.reconstruction_error(x, self.shards.sum(decode_active(latents, self.W_dec)) + self.b_dec)
-        opened = gate.relu()
-        penalty = self.controller.coefficient() * self.shards.sum(opened.sum()) / len(x)
-        frozen = torch.addmm(self.shards.once(self.b_dec.detach()), opened, self.W_dec.detach())
-        aux = self.reconstruction_error(x, self.shards.sum(frozen))
-        counts = (latents.detach() > 0).sum(0)
+        gate = self.pre_acts(x)
+        flat = active_pairs(gate)
+        frozen_W, frozen_b = self.W_dec.detach(), self.b_dec.detach()
+        if flat is None:
+            latents, opened, total, counts = gated(gate, self.b_enc, self.r_mag.exp(), self.b_mag)
+            x_hat = self.decode(latents)
+            of_gates = self.shards.sum(product(opened, frozen_W, self.shards.once(frozen_b)))
+        else:
+            # Nothing has a gradient where the gate is closed, so nothing else is decoded or differentiated.
+            selection = select_pairs(flat, len(x), self.width)
+            opened, *_ = gather_pre_acts(x, self.W_enc, self.b_enc, gate.detach(), selection)
+            latents = self.magnitudes(opened, selection.latents)
+            x_hat = self.shards.sum(decode_pairs(latents, self.W_dec, selection)[0]) + self.b_dec
+            of_gates = self.shards.sum(decode_pairs(opened, frozen_W, selection)[0]) + frozen_b
+            total = opened.sum()
+            counts = torch.zeros_like(selection.counts).index_add_(0, selection.latents, (latents > 0).long())
+        error, aux = self.reconstruction_error(x, x_hat), self.reconstruction_error(x, of_gates)
+        penalty = self.controller.coefficient() * self.shards.sum(total) / len(x)
         return Loss(total=error + penalty + aux, mse=error.detach() / self.d_in, sparsity=penalty.detach(),
                     aux=aux.detach(), l0=self.shards.sum(counts.sum()) / len(x), counts=counts)
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from train.architectures.base import Loss, RunLength
 from train.architectures.batchtopk import BatchTopKSAE
-from train.architectures.sparse import decode_pairs, gather_pre_acts, select_pairs
-from train.architectures.topk import TopKConfig
+from train.architectures.sparse import decode_pairs, divided
+from train.architectures.topk import SilentWeights, TopKConfig
 from train.shards import ALONE, Shards
 
 
@@ -51,6 +51,9 @@ class MatryoshkaSAE(BatchTopKSAE):
     Config = MatryoshkaConfig
     name = "matryoshka"
 
+    group_of: Tensor
+    """[width]: the group of each latent."""
+
     def __init__(self, config: MatryoshkaConfig, d_in: int, length: RunLength, shards: Shards = ALONE) -> None:
         super().__init__(config, d_in, length, shards)
         # Of each group, what is among this process's latents: there may be nothing.
@@ -58,42 +61,33 @@ class MatryoshkaSAE(BatchTopKSAE):
         edges = [min(max(edge - first, 0), self.width)
                  for edge in (0, *itertools.accumulate(config.group_sizes(self.d_sae)))]
         self.group_sizes = [stop - start for start, stop in itertools.pairwise(edges)]
+        groups = torch.arange(len(self.group_sizes)).repeat_interleave(torch.tensor(self.group_sizes))
+        self.register_buffer("group_of", groups, persistent=False)
 
     def loss(self, x: Tensor, step: int) -> Loss:
-        if x.device.type == "cpu" and self.sparse_on_cpu:
-            parts, counts = self._decode_sparse(x)
-        else:
-            parts, counts = self._decode_dense(x)
+        parts, counts, silent = self._parts_sparse(x) if self.sums_pairs(x) else self._parts_dense(x)
         residual = x - self.b_dec
         prefix_errors = []
-        for part in parts:
-            residual = residual - self.shards.sum(part)
+        for part in self.shards.sum(parts).unbind(1):
+            residual = residual - part
             prefix_errors.append(residual.square().sum() / len(x))
         error = torch.stack(prefix_errors).mean()
-        aux = self.aux_loss(x, x - residual, self._silent_weights())
+        aux = self.aux_loss(x, x - residual, silent)
         total = error if aux is None else error + aux
         return Loss(total=total, mse=prefix_errors[-1].detach() / self.d_in, sparsity=error.new_zeros(()),
                     aux=error.new_zeros(()) if aux is None else aux.detach(),
                     l0=self.shards.sum(counts.sum()) / len(x), counts=counts)
 
-    def _decode_sparse(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Each group's part of the reconstruction ``[batch, d_in]`` and counts; over selected pairs only."""
-        with torch.no_grad():
-            pre_acts = self.pre_acts(x)
-            flat = self.choose(pre_acts)
-            flat = flat[pre_acts.flatten().index_select(0, flat) > 0]
-            chosen = select_pairs(flat, len(x), self.width)
-        values, *_ = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, chosen)
-        parts, first = [], 0
-        for W_dec in torch.split(self.W_dec, self.group_sizes):
-            inside = ((chosen.latents >= first) & (chosen.latents < first + len(W_dec))).nonzero().squeeze(1)
-            within = chosen.rows[inside] * len(W_dec) + chosen.latents[inside] - first
-            parts.append(decode_pairs(values[inside], W_dec, select_pairs(within, len(x), len(W_dec)))[0])
-            first += len(W_dec)
-        return parts, chosen.counts
+    def _parts_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights]:
+        """Each group's part of the reconstruction ``[batch, groups, d_in]``, counts and silent latents; over selected
+        pairs only."""
+        values, selection, counts, encoder, biases = self.select(x)
+        by_group = divided(selection, self.group_of, len(self.group_sizes))
+        parts, decoder = decode_pairs(values, self.W_dec, by_group, self._silent_list)
+        return parts.view(len(x), -1, self.d_in), counts, SilentWeights(encoder, biases, decoder)
 
-    def _decode_dense(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The same through dense autograd: the form for GPUs."""
+    def _parts_dense(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights]:
+        """The same through dense autograd."""
         pre_acts = self.pre_acts(x)
         with torch.no_grad():
             mask = torch.zeros_like(pre_acts, dtype=torch.bool)
@@ -101,4 +95,4 @@ class MatryoshkaSAE(BatchTopKSAE):
             mask &= pre_acts > 0
         latents = torch.split(pre_acts * mask, self.group_sizes, dim=1)
         parts = [group @ W_dec for group, W_dec in zip(latents, torch.split(self.W_dec, self.group_sizes), strict=True)]
-        return parts, mask.sum(0)
+        return torch.stack(parts, 1), mask.sum(0), self._silent_weights()

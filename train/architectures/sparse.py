@@ -12,7 +12,7 @@ are active too once an SAE is sparse: a ReLU's gradient stops at the others (`ga
 goes on there (a straight-through estimate) needs the gradient of every latent (`decode_active`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,19 @@ def select_pairs(flat: Tensor, batch: int, d_sae: int) -> Selection:
         latent_offsets=counts.cumsum(0) - counts,
         counts=counts,
     )
+
+
+def divided(selection: Selection, part_of: Tensor, parts: int) -> Selection:
+    """The pairs of ``selection`` with every row divided by latents: rows are row * parts + part, for `decode_pairs`.
+
+    Args:
+        selection: its pairs sorted by row and latent.
+        part_of: ``[d_sae]`` int64, ascending: the part, 0 ... parts - 1, of each latent.
+    """
+    rows = selection.rows * parts + part_of[selection.latents]
+    per_row = _count(rows, len(selection.row_offsets) * parts)
+    return replace(selection, rows=rows, row_offsets=per_row.cumsum(0) - per_row,
+                   rows_by_latent=rows[selection.by_latent])
 
 
 def _count(numbers: Tensor, length: int) -> Tensor:

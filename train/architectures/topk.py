@@ -18,7 +18,7 @@ from torch import Tensor
 
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.selection import largest_of_rows
-from train.architectures.sparse import decode_pairs, gather_pre_acts, nothing_of, select_pairs
+from train.architectures.sparse import Selection, decode_pairs, gather_pre_acts, nothing_of, select_pairs
 from train.shards import ALONE, Shards
 
 _REFRESH_STEPS = 16
@@ -107,10 +107,7 @@ class TopKSAE(SAE):
         return pairs.flatten() if among is None else pairs[among[0]]
 
     def loss(self, x: Tensor, step: int) -> Loss:
-        if self.sparse_on_cpu if x.device.type == "cpu" else self.k <= _SPARSE_SHARE_ON_CUDA * self.d_sae:
-            x_hat, counts, silent = self._reconstruct_sparse(x)
-        else:
-            x_hat, counts, silent = self._reconstruct_dense(x)
+        x_hat, counts, silent = self._reconstruct_sparse(x) if self.sums_pairs(x) else self._reconstruct_dense(x)
         error = self.reconstruction_error(x, x_hat)
         aux = self.aux_loss(x, x_hat, silent)
         total = error if aux is None else error + aux
@@ -118,18 +115,32 @@ class TopKSAE(SAE):
                     aux=error.new_zeros(()) if aux is None else aux.detach(),
                     l0=self.shards.sum(counts.sum()) / len(x), counts=counts)
 
+    def sums_pairs(self, x: Tensor) -> bool:
+        """Whether a step on ``x`` decodes selected pairs alone, or all latents by dense products."""
+        return self.sparse_on_cpu if x.device.type == "cpu" else self.k <= _SPARSE_SHARE_ON_CUDA * self.d_sae
+
     def _reconstruct_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights]:
         """Reconstruction, counts and silent latents; the same sums as the dense form, over selected pairs."""
+        values, selection, counts, encoder, biases = self.select(x)
+        decoded, decoder = decode_pairs(values, self.W_dec, selection, self._silent_list)
+        return self.shards.sum(decoded) + self.b_dec, counts, SilentWeights(encoder, biases, decoder)
+
+    def select(self, x: Tensor) -> tuple[Tensor, Selection, Tensor, Tensor, Tensor]:
+        """What a training batch selects.
+
+        Returns:
+            Latents of the selected pairs ``[n]``; the pairs; how often each latent is over zero, int32 ``[width]``; and
+            encoder rows and biases of the silent latents (`SilentWeights`).
+        """
         with torch.no_grad():
             pre_acts = self.pre_acts(x)
             selection = select_pairs(self.choose(pre_acts), len(x), self.width)
         values, encoder, biases = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, selection, self._silent_list)
         values = values.relu()
-        decoded, decoder = decode_pairs(values, self.W_dec, selection, self._silent_list)
         active = values.detach() > 0
         counts = torch.zeros(self.width, dtype=torch.int32, device=x.device)
         counts.index_add_(0, selection.latents, active.to(torch.int32))
-        return self.shards.sum(decoded) + self.b_dec, counts, SilentWeights(encoder, biases, decoder)
+        return values, selection, counts, encoder, biases
 
     def _reconstruct_dense(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights]:
         """The same through dense autograd: the form for many latents on a GPU, and the reference for tests."""

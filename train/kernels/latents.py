@@ -37,6 +37,40 @@ def relu_backward(latents: Tensor, grad: Tensor, grad_total: Tensor) -> Tensor:
     return (grad + grad_total) * (latents > 0)
 
 
+def gated_forward(z: Tensor, b_gate: Tensor, scale: Tensor, b_mag: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two paths of Gated (`train.architectures.gated`).
+
+    Args:
+        z: gates ``[batch, width]``.
+        b_gate: ``[width]`` float32, which the gates contain.
+        scale: ``[width]`` float32, exp(r_mag).
+        b_mag: ``[width]`` float32.
+
+    Returns:
+        Latents and ReLU(z), ``[batch, width]``; the sum of all of ReLU(z); how many of each column of the latents are
+        over zero, int64 ``[width]``.
+    """
+    if on_triton(z):
+        from train.kernels import triton_latents
+        return triton_latents.gated_forward(z, b_gate, scale, b_mag)
+    opened = z.relu()
+    latents = (torch.addcmul(b_mag, z - b_gate, scale).relu_() * (z > 0)).to(z.dtype)
+    return latents, opened, opened.sum(), (latents > 0).sum(0)
+
+
+def gated_backward(z: Tensor, b_gate: Tensor, scale: Tensor, b_mag: Tensor, grad: Tensor, grad_opened: Tensor,
+                   grad_total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients to the four arguments of `gated_forward`, from those to latents, ReLU(z) and its sum."""
+    if on_triton(z):
+        from train.kernels import triton_latents
+        return triton_latents.gated_backward(z, b_gate, scale, b_mag, grad, grad_opened, grad_total)
+    shifted, opened = z - b_gate, z > 0
+    of_active = grad * (opened & (torch.addcmul(b_mag, shifted, scale) > 0))
+    to_z = torch.addcmul((grad_opened + grad_total) * opened, of_active, scale).to(z.dtype)
+    to_b_mag = of_active.sum(0, dtype=scale.dtype)
+    return to_z, -scale * to_b_mag, (of_active * shifted).sum(0, dtype=scale.dtype), to_b_mag
+
+
 def jump_forward(z: Tensor, threshold: Tensor, silent: Tensor | None,
                  jump: Jump) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """JumpReLU and its sums.

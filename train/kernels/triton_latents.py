@@ -47,6 +47,61 @@ def _relu_backward(latents, grad, grad_total, to_z, rows, width,
 
 
 @triton.jit
+def _gated_forward(z, b_gate, scale, b_mag, latents, opened, totals, counts, rows, width,
+                   ROWS: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr):
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < width
+    shift = tl.load(b_gate + column, mask=inside, other=0.0)
+    slope = tl.load(scale + column, mask=inside, other=0.0)
+    bias = tl.load(b_mag + column, mask=inside, other=0.0)
+    total = tl.zeros([TILE, COLUMNS], tl.float32)
+    count = tl.zeros([TILE, COLUMNS], tl.float32)
+    for first in range(0, ROWS, TILE):
+        row = tl.program_id(1) * ROWS + first + tl.arange(0, TILE)
+        there = (row < rows)[:, None] & inside[None, :]
+        at = row.to(tl.int64)[:, None] * width + column[None, :]
+        x = tl.load(z + at, mask=there, other=0.0).to(tl.float32)
+        magnitude = (x - shift[None, :]) * slope[None, :] + bias[None, :]
+        active = (x > 0) & (magnitude > 0) & there
+        tl.store(latents + at, tl.where(active, magnitude, 0.0), mask=there)
+        x = tl.maximum(x, 0.0)
+        tl.store(opened + at, x, mask=there)
+        total += x
+        count += active.to(tl.float32)
+    part = tl.program_id(1).to(tl.int64) * width + column
+    tl.store(totals + part, tl.sum(total, 0), mask=inside)
+    tl.store(counts + part, tl.sum(count, 0), mask=inside)
+
+
+@triton.jit
+def _gated_backward(z, b_gate, scale, b_mag, grad, grad_opened, grad_total, to_z, to_scale, to_b_mag, rows, width,
+                    ROWS: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr):
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < width
+    shift = tl.load(b_gate + column, mask=inside, other=0.0)
+    slope = tl.load(scale + column, mask=inside, other=0.0)
+    bias = tl.load(b_mag + column, mask=inside, other=0.0)
+    of_total = tl.load(grad_total).to(tl.float32)
+    of_scale = tl.zeros([TILE, COLUMNS], tl.float32)
+    of_bias = tl.zeros([TILE, COLUMNS], tl.float32)
+    for first in range(0, ROWS, TILE):
+        row = tl.program_id(1) * ROWS + first + tl.arange(0, TILE)
+        there = (row < rows)[:, None] & inside[None, :]
+        at = row.to(tl.int64)[:, None] * width + column[None, :]
+        x = tl.load(z + at, mask=there, other=0.0).to(tl.float32)
+        g = tl.load(grad + at, mask=there, other=0.0).to(tl.float32)
+        of_opened = tl.load(grad_opened + at, mask=there, other=0.0).to(tl.float32) + of_total
+        shifted = x - shift[None, :]
+        g = tl.where((x > 0) & (shifted * slope[None, :] + bias[None, :] > 0), g, 0.0)
+        tl.store(to_z + at, tl.where(x > 0, of_opened, 0.0) + g * slope[None, :], mask=there)
+        of_scale += g * shifted
+        of_bias += g
+    part = tl.program_id(1).to(tl.int64) * width + column
+    tl.store(to_scale + part, tl.sum(of_scale, 0), mask=inside)
+    tl.store(to_b_mag + part, tl.sum(of_bias, 0), mask=inside)
+
+
+@triton.jit
 def _jump_forward(z, threshold, silent, latents, penalties, pulls, counts, scale, rows, width,
                   TANH: tl.constexpr, PULL: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
                   COLUMNS: tl.constexpr):
@@ -141,6 +196,25 @@ def relu_backward(latents: Tensor, grad: Tensor, grad_total: Tensor) -> Tensor:
     to_z = torch.empty_like(latents)
     _relu_backward[_grid(latents)](latents, grad.contiguous(), grad_total, to_z, *latents.shape, **_TILES)
     return to_z
+
+
+def gated_forward(z: Tensor, b_gate: Tensor, scale: Tensor, b_mag: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `train.kernels.latents.gated_forward`."""
+    z = z.contiguous()
+    latents, opened, parts = torch.empty_like(z), torch.empty_like(z), _parts(2, z)
+    _gated_forward[_grid(z)](z, b_gate, scale, b_mag, latents, opened, parts[0], parts[1], *z.shape, **_TILES)
+    return latents, opened, parts[0].sum(), parts[1].sum(0).long()
+
+
+def gated_backward(z: Tensor, b_gate: Tensor, scale: Tensor, b_mag: Tensor, grad: Tensor, grad_opened: Tensor,
+                   grad_total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `train.kernels.latents.gated_backward`."""
+    z = z.contiguous()
+    to_z, parts = torch.empty_like(z), _parts(2, z)
+    _gated_backward[_grid(z)](z, b_gate, scale, b_mag, grad.contiguous(), grad_opened.contiguous(), grad_total, to_z,
+                              parts[0], parts[1], *z.shape, **_TILES)
+    to_scale, to_b_mag = parts.sum(1).unbind()
+    return to_z, -scale * to_b_mag, to_scale, to_b_mag
 
 
 def jump_forward(z: Tensor, threshold: Tensor, silent: Tensor | None,
