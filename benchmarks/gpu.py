@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from benchmarks.measuring import save
 from benchmarks.peer_process import synchronize
-from benchmarks.train_step import compare
+from benchmarks.train_step import GROUPS, compare
 from harvest.forward import Forward
 from harvest.model import cut_model
 from harvest.unit_writer import UnitWriter
@@ -47,10 +47,11 @@ from train.trainer import Trainer
 _FULL = {"d_model": 3072, "mlp": 8192, "heads": 24, "kv": 8, "layer": 12, "batch_tokens": 32_768, "unit": 262_144,
          "units": 3, "d_sae": 24_576, "batches": (128, 8192), "steps": 20, "product": 8192,
          "rows": 32_768, "held_out": 2048,
-         "cases": ("topk-8192", "topk-128", "batchtopk-8192", "jumprelu-8192", "standard-8192"), "turns": 4}
+         "cases": ("topk-8192", "topk-128", "batchtopk-8192", "matryoshka-8192", "jumprelu-8192", "standard-8192",
+                   "gated-8192"), "turns": 4}
 _SMALL = {"d_model": 64, "mlp": 128, "heads": 4, "kv": 2, "layer": 2, "batch_tokens": 1024, "unit": 8_192, "units": 2,
           "d_sae": 512, "batches": (128,), "steps": 5, "product": 256, "rows": 1024, "held_out": 128,
-          "cases": ("topk-128", "jumprelu-128"), "turns": 2}
+          "cases": ("topk-128", "matryoshka-128", "jumprelu-128", "gated-128"), "turns": 2}
 _PASS = "benchmark"
 _PAPER_STEPS = 320_000
 """Steps of 128 rows in which FAST (arXiv 2506.07691) trains an SAE."""
@@ -226,7 +227,7 @@ def against_peers(interpreter: str, device: torch.device,
             config = {"architecture": architecture, "batch_size": int(batch_size), "device": device.type,
                       "d_sae": sizes["d_sae"], "k": 32, "lr": 1e-3, "num_steps": num_steps,
                       "warmup_steps": num_steps // 20, "decay_steps": num_steps // 5, "threads": 4,
-                      "l1_coefficient": 1.3, "l0_coefficient": 0.1}
+                      "groups": GROUPS, "l1_coefficient": 1.3, "l0_coefficient": 0.1, "gated_coefficient": 1.3}
             print(case, flush=True)
             yield case, compare(Path(folder), config, interpreter, sizes["turns"], sizes["steps"])
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
 from dictionary_learning.trainers.top_k import TopKTrainer
 from peer_process import Peer, serve
 
@@ -16,11 +17,13 @@ class DictionaryLearning(Peer):
     def __init__(self, config: dict[str, Any], train: torch.Tensor) -> None:
         super().__init__(config, train)
         steps = config["num_steps"]
-        trainer = {"topk": TopKTrainer, "batchtopk": BatchTopKTrainer}[config["architecture"]]
+        trainer = {"topk": TopKTrainer, "batchtopk": BatchTopKTrainer,
+                   "matryoshka": MatryoshkaBatchTopKTrainer}[config["architecture"]]
+        groups = {"group_fractions": config["groups"]} if config["architecture"] == "matryoshka" else {}
         self.trainer: Any = trainer(
             steps=steps, activation_dim=train.shape[1], dict_size=config["d_sae"], k=config["k"], layer=0, lm_name="",
             lr=config["lr"], warmup_steps=config["warmup_steps"], decay_start=steps - config["decay_steps"], seed=0,
-            device=config["device"])
+            device=config["device"], **groups)
         # 10 M in the package, whatever the run's length; a tenth of the run for all contenders.
         self.trainer.dead_feature_threshold = steps * config["batch_size"] // 10
 

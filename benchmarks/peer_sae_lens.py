@@ -6,7 +6,9 @@ import torch
 from peer_process import Peer, serve
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.gated_sae import GatedTrainingSAE, GatedTrainingSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
@@ -28,9 +30,16 @@ class SAELens(Peer):
                 sae = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes, k=config["k"]))
             case "batchtopk":
                 sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**sizes, k=config["k"]))
+            case "matryoshka":
+                widths = [round(sum(config["groups"][: n + 1]) * config["d_sae"]) for n in range(len(config["groups"]))]
+                sae = MatryoshkaBatchTopKTrainingSAE(MatryoshkaBatchTopKTrainingSAEConfig(
+                    **sizes, k=config["k"], matryoshka_widths=widths))
             case "standard":
                 sae = StandardTrainingSAE(StandardTrainingSAEConfig(
                     **sizes, l1_coefficient=config["l1_coefficient"], l1_warm_up_steps=config["warmup_steps"]))
+            case "gated":
+                sae = GatedTrainingSAE(GatedTrainingSAEConfig(
+                    **sizes, l1_coefficient=config["gated_coefficient"], l1_warm_up_steps=config["warmup_steps"]))
             case "jumprelu":  # the tanh penalty, its wide rectangle and gradients to all parameters: as ours
                 sae = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(
                     **sizes, jumprelu_sparsity_loss_mode="tanh", jumprelu_bandwidth=2.0, jumprelu_init_threshold=0.1,

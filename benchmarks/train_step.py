@@ -36,9 +36,12 @@ from train.config import TrainConfig
 from train.optimizer import Adam
 from train.trainer import Trainer
 
-ALL = ("topk-1024", "batchtopk-1024", "standard-1024", "jumprelu-1024", "topk-128")
+ALL = ("topk-1024", "batchtopk-1024", "matryoshka-1024", "standard-1024", "gated-1024", "jumprelu-1024", "topk-128")
 PEERS = {"topk": ("sae_lens", "dictionary_learning", "sparsify"), "batchtopk": ("sae_lens", "dictionary_learning"),
-         "standard": ("sae_lens",), "jumprelu": ("sae_lens",)}
+         "matryoshka": ("sae_lens", "dictionary_learning"),
+         "standard": ("sae_lens",), "gated": ("sae_lens",), "jumprelu": ("sae_lens",)}
+GROUPS = (1 / 32, 2 / 32, 4 / 32, 8 / 32, 17 / 32)
+"""What Matryoshka's prefixes add, as shares of the width: our default for all contenders."""
 HELD_OUT_ROWS = 8192
 Turn = dict[str, float]
 """Wall and CPU seconds of a turn."""
@@ -57,6 +60,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate for batches of 1,024 rows")
     parser.add_argument("--l1-coefficient", type=float, default=2.0,
                         help="sae-lens's for standard, which takes no L0: by trial, so that it ends at about 32")
+    parser.add_argument("--gated-coefficient", type=float, default=3.0, help="the same for gated")
     parser.add_argument("--l0-coefficient", type=float, default=0.55, help="the same for jumprelu")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -68,8 +72,9 @@ def main() -> None:
             config = {"device": "cpu", "d_sae": arguments.d_sae, "k": arguments.k,
                       "lr": arguments.lr * math.sqrt(int(batch_size) / 1024), "num_steps": num_steps,
                       "warmup_steps": num_steps // 20, "decay_steps": num_steps // 5,
-                      "threads": torch.get_num_threads(), "l1_coefficient": arguments.l1_coefficient,
-                      "l0_coefficient": arguments.l0_coefficient}
+                      "threads": torch.get_num_threads(), "groups": GROUPS,
+                      "l1_coefficient": arguments.l1_coefficient, "l0_coefficient": arguments.l0_coefficient,
+                      "gated_coefficient": arguments.gated_coefficient}
             print(case, flush=True)
             figures = compare(Path(folder), {"architecture": architecture, "batch_size": int(batch_size), **config},
                               arguments.peers, arguments.turns, steps)
@@ -234,7 +239,8 @@ def compare(folder: Path, config: dict[str, Any], interpreter: str, turns: int, 
 def readme_row(result: dict[str, Any]) -> str:
     """The line of a result in the README's table of speeds; a test compares them."""
     peers, versions, quality = list(result["ratio"]), result["peer_versions"], result["quality"]
-    name = {"topk": "TopK", "batchtopk": "BatchTopK", "standard": "Standard", "jumprelu": "JumpReLU"}
+    name = {"topk": "TopK", "batchtopk": "BatchTopK", "matryoshka": "Matryoshka BatchTopK", "standard": "Standard",
+            "gated": "Gated", "jumprelu": "JumpReLU"}
     what = f"{name[result['architecture']]} step, batch {result['batch_size']:,}, {result['num_steps']:,} steps"
     floor = f"; {result['share_of_floor']:.0%} of the floor" if "share_of_floor" in result else ""
     explained = ", ".join(f"{quality[of]['explained_variance']:.3f} at L0 {quality[of]['l0']:.0f}"
