@@ -84,7 +84,8 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "start at 4 times L0": Variant(sae={"start_l0": 4.0}),
     },
     "standard": {**RATES, **BETA2_999, **START_16, "biases at 10 times the rate": Variant(sae={"bias_lr": 10.0})},
-    "gated": {**RATES, **BETA2_999, **START_16, "biases at 4 times the rate": Variant(sae={"bias_lr": 4.0})},
+    "gated": {**RATES, **BETA2_999, "start at 4 times L0": Variant(sae={"start_l0": 4.0}), **START_16,
+              "biases at 4 times the rate": Variant(sae={"bias_lr": 4.0})},
 }
 
 

@@ -38,8 +38,9 @@ def memory_need(sae: SAEPlan, d_in: int, train: TrainConfig, device: str) -> Mem
     d_sae = sae.config.width(d_in) // train.tensor_parallel
     parameters = 2 * d_in * d_sae + d_in + 4 * d_sae
     kept = 12 * parameters
+    reconstructions = 1 + len(getattr(sae.config, "prefixes", ()))  # Matryoshka's, each with its gradient and errors
     return MemoryNeed(kept + (0 if device.startswith("cuda") else kept // 2),
-                      4 * parameters + 4 * train.batch_size * (_BATCH_TENSORS * d_sae + 3 * d_in))
+                      4 * parameters + 4 * train.batch_size * (_BATCH_TENSORS * d_sae + 4 * reconstructions * d_in))
 
 
 def shared_need(train: TrainConfig, d_in: int, window_blocks: int) -> int:

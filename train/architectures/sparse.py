@@ -7,9 +7,9 @@ a fixed order. (The gradient of b_enc adds up in any order on CUDA, unless --det
 autograd is the reference in tests. Under autocast operands are in its precision and sums in float32, as in dense
 products.
 
-TopK kinds select a known number of pairs. Where an activation function decides (`active_pairs`), few latents
-are active too once an SAE is sparse: a ReLU's gradient stops at the others (`gather_pre_acts`), while one that
-goes on there (a straight-through estimate) needs the gradient of every latent (`decode_active`).
+TopK kinds select a known number of pairs. Where an activation function decides (`active_pairs`), few latents are
+active too once an SAE is sparse: a ReLU's or a gate's gradient stops at the others (`gather_pre_acts`), while one
+that goes on there (a straight-through estimate) needs the gradient of every latent (`decode_active`).
 """
 
 from dataclasses import dataclass, replace
