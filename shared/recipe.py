@@ -23,11 +23,9 @@ RECIPES = Path("pipelines/recipes")
 DEFAULT_SAES: tuple[dict[str, Any], ...] = ({"architecture": "batchtopk", "expansion": [8.0, 16.0]},)
 """The [[sae]] tables of a recipe that has none, before overrides: BatchTopK at two widths."""
 
-_IN_PLACE_OF = {
-    "train.num_tokens": ("epochs",), "train.epochs": ("num_tokens",),
-    "sae.d_sae": ("expansion",), "sae.expansion": ("d_sae",), "sae.warm_start": ("expansion", "d_sae"),
-}
-"""Keys that say the same thing in two ways, or bring it with them: an override of one drops the recipe's others."""
+_IN_PLACE_OF = {"train.num_tokens": "epochs", "train.epochs": "num_tokens",
+                "sae.d_sae": "expansion", "sae.expansion": "d_sae"}
+"""Keys that say the same thing in two ways: an override of one drops the recipe's other."""
 
 RawRecipe = dict[str, Any]
 """A recipe as read, before a stage has validated its tables."""
@@ -77,6 +75,11 @@ def read_recipe(path: Path | None, overrides: Sequence[str] = ()) -> RawRecipe:
             raise RecipeError(f"{path}: unknown table [{table}].{_did_you_mean(table, TABLES)} "
                               f"Tables: {', '.join(TABLES)}.")
         _check_table(path, table, recipe[table])
+    keys = {override.partition("=")[0].strip() for override in overrides}
+    if "sae" not in recipe and any(key.startswith("sae.") for key in keys):
+        # The source of a warm start brings its width along.
+        dropped = {"expansion"} if "sae.warm_start" in keys else set()
+        recipe["sae"] = [{key: value for key, value in table.items() if key not in dropped} for table in DEFAULT_SAES]
     for override in overrides:
         _apply(recipe, override)
     return recipe
@@ -108,7 +111,7 @@ def _apply(recipe: RawRecipe, override: str) -> None:
         raise RecipeError(f"--set {override!r}: expected TABLE.KEY=VALUE with a table of {', '.join(TABLES)}, "
                           "for example train.lr=1e-3.")
     value = _parse_value(text.strip())
-    table = recipe.setdefault(path[0], [dict(table) for table in DEFAULT_SAES] if path[0] == "sae" else {})
+    table = recipe.setdefault(path[0], {})
     entries = table if isinstance(table, list) else [table]
     for part in path[1:-1]:
         inner = [entry.setdefault(part, {}) for entry in entries]
@@ -119,8 +122,7 @@ def _apply(recipe: RawRecipe, override: str) -> None:
                                   "Expected TABLE.KEY=VALUE.")
     for entry in entries:
         entry[path[-1]] = value
-        for other in _IN_PLACE_OF.get(key.strip(), ()):
-            entry.pop(other, None)
+        entry.pop(_IN_PLACE_OF.get(key.strip(), ""), None)
 
 
 def _parse_value(text: str) -> object:

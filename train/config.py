@@ -133,8 +133,8 @@ def sae_tables(recipe: RawRecipe, expansions: Sequence[float] | None) -> list[di
     Raises:
         RecipeError: [sae] is no list of tables.
     """
-    tables = recipe.get("sae") or DEFAULT_SAES
-    if not isinstance(tables, list | tuple) or not all(isinstance(table, dict) for table in tables):
+    tables = recipe.get("sae", DEFAULT_SAES)
+    if not isinstance(tables, list | tuple) or not tables or not all(isinstance(table, dict) for table in tables):
         raise RecipeError("[sae] must be a list of tables: write [[sae]] for each SAE to train.")
     tables = [{"architecture": "batchtopk", **table} for table in tables]
     if expansions:

@@ -1,6 +1,7 @@
 """``--dry-run``: the SAEs that a recipe asks for, their steps, what they take in memory, and what is read for them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -98,16 +99,23 @@ def _print_costs(cache: Cache, group: Group, extent: Extent, planned: Sequence[S
     return training + beside
 
 
-def _print_others(folder: Path, asked: Collection[str], console: Console) -> None:
+def _print_others(folder: Path, asked: Set[str], console: Console) -> None:
     """Print the sets that another command, or an earlier recipe, has left begun: nothing else would show them."""
     for found in sets_in_progress(folder):
-        left = [member.name for member in found.saes
-                if member.name not in asked and not (folder / member.name / RUN).exists()]
-        if left:
+        left = [member.name for member in found.saes if not (folder / member.name / RUN).exists()]
+        if left and not asked & set(left):
             place = folder / CHECKPOINTS / found.set_name
-            size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-            console.print(f"  begun by another command, {_gb(size)} in {place}: {', '.join(left)}. That command goes "
-                          "on with them; if nothing shall, remove the folder.", highlight=False, soft_wrap=True)
+            console.print(f"  begun by another command, {_gb(_folder_bytes(place))} in {place}: {', '.join(left)}. "
+                          "That command goes on with them; if nothing shall, remove the folder.", highlight=False,
+                          soft_wrap=True)
+
+
+def _folder_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # who trains them may remove an old checkpoint meanwhile
+            total += path.stat().st_size
+    return total
 
 
 def _gb(count: int) -> str:

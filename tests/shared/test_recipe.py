@@ -53,7 +53,12 @@ def test_an_override_without_a_recipe_changes_the_default_saes():
     assert read_recipe(None, ["sae.k=3"]) == {"sae": [default | {"k": 3}]}
     assert read_recipe(None, ["sae.architecture=topk"]) == {"sae": [default | {"architecture": "topk"}]}
     assert read_recipe(None, ["sae.d_sae=99"]) == {"sae": [{"architecture": "batchtopk", "d_sae": 99}]}
-    assert read_recipe(None, ["sae.warm_start=a/b"]) == {"sae": [{"architecture": "batchtopk", "warm_start": "a/b"}]}
+    warm = {"architecture": "batchtopk", "warm_start": "a/b"}
+    assert read_recipe(None, ["sae.warm_start=a/b"]) == {"sae": [warm]}
+    for width in {"d_sae": 99}, {"expansion": 4}:
+        [(key, value)] = width.items()
+        overrides = [f"sae.{key}={value}", "sae.warm_start=a/b"]
+        assert read_recipe(None, overrides) == read_recipe(None, overrides[::-1]) == {"sae": [warm | width]}
     assert read_recipe(None, []) == {}
 
 
@@ -62,6 +67,7 @@ def test_an_override_takes_the_place_of_what_says_the_same_in_another_way(recipe
     assert read_recipe(path, ["train.epochs=2"]) == {"train": {"epochs": 2, "lr": 1e-3}}
     assert read_recipe(path, ["train.epochs=2", "train.num_tokens=9"]) == {"train": {"num_tokens": 9, "lr": 1e-3}}
     path = recipe("[[sae]]\nd_sae = 100\n[[sae]]\nexpansion = 2\n")
+    assert read_recipe(path, ["sae.warm_start=a/b"])["sae"][1] == {"expansion": 2, "warm_start": "a/b"}
     assert read_recipe(path, ["sae.expansion=4"]) == {"sae": [{"expansion": 4}, {"expansion": 4}]}
 
 

@@ -144,6 +144,33 @@ def test_a_divided_sae_has_the_loss_the_latents_and_the_gradients_of_the_whole(s
                 assert (there - tensor).norm() <= 2e-6 * tensor.norm(), (key, name)
 
 
+def half_dense(shards):
+    """Loss, b_dec's gradient and its part of W_dec's, where the first half of the latents is active on most rows and
+    the second on hardly any."""
+    found = []
+    for name in ("standard", "gated"):
+        config = ARCHITECTURES[name].Config(d_sae=96, l1_coefficient=0.7, coefficient_warmup=0)
+        sae = ARCHITECTURES[name](config, D_IN, RunLength(100, BATCH), shards)
+        b_enc = torch.cat([torch.full((48,), 1.0), torch.full((48,), -1.7)])
+        sae.start_from({"b_enc": b_enc, "b_mag": b_enc, "b_dec": torch.ones(D_IN)})
+        loss = sae.loss(torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(3)), 1)
+        loss.total.backward()
+        shares = loss.counts.float().mean() / BATCH
+        found.append((loss.total.item(), sae.b_dec.grad, sae.W_dec.grad, float(shares)))
+    return found
+
+
+def test_processes_of_which_one_sums_pairs_and_the_other_all_latents_have_the_same_loss():
+    first, second = run_team(2, half_dense)
+    for whole, *parts in zip(half_dense(ALONE), first, second, strict=True):
+        assert parts[1][3] < 1 / 16 < parts[0][3]
+        for total, of_b_dec, _, _ in parts:
+            assert total == pytest.approx(whole[0], rel=2e-6)
+            assert (of_b_dec - whole[1]).norm() <= 2e-6 * whole[1].norm()
+        of_W_dec = torch.cat([part[2] for part in parts])
+        assert (of_W_dec - whole[2]).norm() <= 2e-6 * whole[2].norm()
+
+
 def trained(shards, case, fields):
     """Figures of every fourth step, and the last state, of a short training."""
     name, _, _ = CASES[case]
@@ -162,7 +189,7 @@ def trained(shards, case, fields):
 
 
 TRAINED = {
-    "standard": {"seed": 1}, "gated": {}, "jumprelu-tanh": {}, "jumprelu-step": {"loss": "step"},
+    "standard": {}, "gated": {}, "jumprelu-tanh": {}, "jumprelu-step": {"loss": "step"},
     "jumprelu-target_l0": {"loss": "target_l0"}, "topk": {"dead_after_tokens": 200, "k_aux": 3, "init": "kaiming"},
     "batchtopk": {"dead_after_tokens": 200, "k_aux": 3}, "matryoshka": {},
 }
@@ -174,8 +201,9 @@ def trainings(shards):
 
 def test_one_and_two_processes_train_alike():
     """Losses to 1e-6, and so all but the last bits of the state: while no activation lies within a last bit of its
-    threshold, after which any two orders of summation part (Standard with seed 0 does so at its 37th step)."""
-    second = run_team(2, trainings)[0]
+    threshold, after which any two orders of summation part."""
+    second, other = run_team(2, trainings)
+    assert [figures for figures, _ in other] == [figures for figures, _ in second]  # as are b_dec and coefficients
     for case, (figures, state), (team_figures, team_state) in zip(TRAINED, trainings(ALONE), second, strict=True):
         for line, team_line in zip(figures, team_figures, strict=True):
             assert team_line["dead_latents"] == line["dead_latents"], case

@@ -90,8 +90,8 @@ class GatedSAE(StandardSAE):
             selection = select_pairs(flat, len(x), self.width)
             opened, *_ = gather_pre_acts(x, self.W_enc, self.b_enc, gate.detach(), selection)
             latents = self.magnitudes(opened, selection.latents)
-            x_hat = self.shards.sum(decode_pairs(latents, self.W_dec, selection)[0]) + self.b_dec
-            of_gates = self.shards.sum(decode_pairs(opened, frozen_W, selection)[0]) + frozen_b
+            x_hat = self.shards.sum(decode_pairs(latents, self.W_dec, selection)[0] + self.shards.once(self.b_dec))
+            of_gates = self.shards.sum(decode_pairs(opened, frozen_W, selection)[0] + self.shards.once(frozen_b))
             total = opened.sum()
             counts = torch.zeros_like(selection.counts).index_add_(0, selection.latents, (latents > 0).long())
         error, aux = self.reconstruction_error(x, x_hat), self.reconstruction_error(x, of_gates)

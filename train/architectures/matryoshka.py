@@ -22,6 +22,7 @@ from train.architectures.base import Loss, RunLength
 from train.architectures.batchtopk import BatchTopKSAE
 from train.architectures.sparse import decode_pairs, divided
 from train.architectures.topk import SilentWeights, TopKConfig
+from train.kernels.products import product
 from train.shards import ALONE, Shards
 
 
@@ -94,5 +95,6 @@ class MatryoshkaSAE(BatchTopKSAE):
             mask.view(-1).index_fill_(0, self.choose(pre_acts), True)
             mask &= pre_acts > 0
         latents = torch.split(pre_acts * mask, self.group_sizes, dim=1)
-        parts = [group @ W_dec for group, W_dec in zip(latents, torch.split(self.W_dec, self.group_sizes), strict=True)]
+        decoders = torch.split(self.W_dec, self.group_sizes)
+        parts = [product(group, W_dec) for group, W_dec in zip(latents, decoders, strict=True)]
         return torch.stack(parts, 1), mask.sum(0), self._silent_weights()

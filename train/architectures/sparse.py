@@ -71,7 +71,8 @@ def select_pairs(flat: Tensor, batch: int, d_sae: int) -> Selection:
 
 
 def divided(selection: Selection, part_of: Tensor, parts: int) -> Selection:
-    """The pairs of ``selection`` with every row divided by latents: rows are row * parts + part, for `decode_pairs`.
+    """The pairs of ``selection`` with every row divided by latents: rows are row * parts + part, for `decode_pairs`
+    alone (``flat`` is still of the whole rows).
 
     Args:
         selection: its pairs sorted by row and latent.

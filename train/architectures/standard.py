@@ -77,7 +77,8 @@ class StandardSAE(SAE):
             # The gradient of ReLU stops at the other latents, so nothing else is decoded or differentiated.
             selection = select_pairs(flat, len(x), self.width)
             latents, *_ = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts.detach(), selection)
-            x_hat = self.shards.sum(decode_pairs(latents, self.W_dec, selection)[0]) + self.b_dec
+            # b_dec within the sum: another process may find many active, and take the dense form.
+            x_hat = self.shards.sum(decode_pairs(latents, self.W_dec, selection)[0] + self.shards.once(self.b_dec))
             total, counts = latents.sum(), selection.counts
         error = self.reconstruction_error(x, x_hat)
         penalty = self.controller.coefficient() * self.shards.sum(total) / len(x)

@@ -66,6 +66,12 @@ def test_a_dry_run_tells_of_sets_that_another_command_began(invoke, tmp_path):
     assert str(tmp_path / "fake" / "layer3" / "checkpoints" / "set-") in line
     assert all(name in line for name in names)
     assert "0.00 GB" in line
+    part = tmp_path / "part.toml"  # the checkpoint is still of use to one that is asked for
+    part.write_text("[train]\n" + "".join(f"{key} = {value}\n" for key, value in tiny_run.RECIPE["train"].items())
+                    + "[[sae]]\n" + "".join(f"{key} = {value!r}\n" for key, value in tiny_run.RECIPE["sae"][0].items()))
+    some = invoke("--layer", "3", "--recipe", str(part), "--dry-run").output
+    assert "begun" in some
+    assert "another command" not in some
 
 
 def test_deterministic_is_turned_on_and_recorded(invoke, tmp_path):
