@@ -189,7 +189,7 @@ def trained(shards, case, fields):
 
 
 TRAINED = {
-    "standard": {}, "gated": {}, "jumprelu-tanh": {}, "jumprelu-step": {"loss": "step"},
+    "standard": {"seed": 1}, "gated": {}, "jumprelu-tanh": {}, "jumprelu-step": {"loss": "step"},
     "jumprelu-target_l0": {"loss": "target_l0"}, "topk": {"dead_after_tokens": 200, "k_aux": 3, "init": "kaiming"},
     "batchtopk": {"dead_after_tokens": 200, "k_aux": 3}, "matryoshka": {},
 }
@@ -201,7 +201,7 @@ def trainings(shards):
 
 def test_one_and_two_processes_train_alike():
     """Losses to 1e-6, and so all but the last bits of the state: while no activation lies within a last bit of its
-    threshold, after which any two orders of summation part."""
+    threshold, after which any two orders of summation part (Standard with seed 0 did so once)."""
     second, other = run_team(2, trainings)
     assert [figures for figures, _ in other] == [figures for figures, _ in second]  # as are b_dec and coefficients
     for case, (figures, state), (team_figures, team_state) in zip(TRAINED, trainings(ALONE), second, strict=True):
