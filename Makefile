@@ -34,8 +34,6 @@ watchers = tensorboard,wandb,trackio
 
 # Tests run on every core; those of a file in one process, for they share what takes long to make.
 together = -n auto --maxprocesses 4 --dist loadfile
-# But the power cuts of the crash suite are one file, and take as long as all other system tests.
-shared_out = $(together:loadfile=worksteal)
 
 .DEFAULT_GOAL := help
 # harvest, train and tests are folders too: without .PHONY, make calls them up to date.
@@ -90,11 +88,11 @@ test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a fifth 
 	@# Watchers of training runs; an environment of the user's own is left as it is.
 	$(if $(READY),$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(watchers)]")
 	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.2 \
-	    $(PY) -m pytest -q $(shared_out) -m "system or crash" tests
+	    $(PY) -m pytest -q $(together) -m "system or crash" tests
 
 test-crash: $(READY) ## The whole crash-consistency suite, about an hour; writes docs/reliability.md
 	counts=$$(mktemp); GRANARY_CRASH_SHARE=1 GRANARY_CRASH_COUNTS=$$counts \
-	    $(PY) -m pytest -q $(shared_out) -m crash tests/crash; \
+	    $(PY) -m pytest -q $(together) -m crash tests/crash; \
 	$(PY) -m tests.crash.report docs/reliability.md $$counts
 
 $(PEERS)/.ready: benchmarks/peers.txt benchmarks/peers_no_deps.txt

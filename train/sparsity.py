@@ -24,6 +24,13 @@ _BOUND = math.log(100.0)
 """The coefficient stays within a factor of 100 of its start: an L0 that cannot be reached must not wind it up."""
 
 
+def share_at_start(times: float, l0: float, d_sae: int) -> float:
+    """Share of the first batch on which each latent is to be active: ``times`` that of the asked L0, but over 4 times
+    at most an eighth, and never over half."""
+    asked = l0 / d_sae
+    return min(0.5, times * asked, max(1 / 8, 4 * asked))
+
+
 class CoefficientController(nn.Module):
     """Coefficient of a sparsity penalty. Its state are buffers, so a checkpoint holds it."""
 

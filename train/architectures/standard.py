@@ -15,7 +15,7 @@ from train.architectures.activations import rectify
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import active_pairs, decode_pairs, gather_pre_acts, select_pairs
 from train.shards import ALONE, Shards
-from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by
+from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by, share_at_start
 
 
 class StandardConfig(SAEConfig):
@@ -26,8 +26,8 @@ class StandardConfig(SAEConfig):
     l1_coefficient: float | None = Field(default=None, ge=0)
     """Fixed coefficient of the L1 penalty, in the units of the scaled input."""
     start_l0: float | None = Field(default=4.0, gt=0)
-    """L0 at the start as a multiple of l0: b_enc starts so that each latent is active on the same share of the
-    first batch. None starts b_enc at zero, where half of all latents are active."""
+    """L0 at the start as a multiple of l0, within limits (`train.sparsity.share_at_start`): b_enc starts so that each
+    latent is active on the same share of the first batch. None starts b_enc at zero, where half of all are active."""
     coefficient_warmup: float = Field(default=0.03, ge=0, le=1)
     """Share of the steps over which a fixed coefficient rises from zero."""
 
@@ -61,8 +61,7 @@ class StandardSAE(SAE):
     def start(self, x: Tensor) -> None:
         """Set b_enc from the first batch, so that each latent is active on the same share of it."""
         if self.config.start_l0 is not None and self.config.l1_coefficient is None:
-            share = min(0.5, self.config.start_l0 * self.config.l0 / self.d_sae)
-            number = max(1, round(share * len(x)))
+            number = max(1, round(share_at_start(self.config.start_l0, self.config.l0, self.d_sae) * len(x)))
             self.b_enc.sub_(torch.topk(self.pre_acts(x).float(), number, dim=0, sorted=True).values[-1])
 
     def loss(self, x: Tensor, step: int) -> Loss:
