@@ -2,9 +2,16 @@
 
 import math
 
+import pytest
 import torch
 
-from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by
+from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by, share_at_start
+
+
+@pytest.mark.parametrize(("times", "l0", "d_sae", "share"), [
+    (8, 32, 4608, 256 / 4608), (16, 64, 4608, 1 / 8), (8, 3, 48, 1 / 4), (4, 32, 64, 1 / 2)])
+def test_a_start_from_over_four_times_the_l0_keeps_to_an_eighth_of_the_latents(times, l0, d_sae, share):
+    assert share_at_start(times, l0, d_sae) == pytest.approx(share)
 
 
 def simulate(steps, slope=0.8, lag=0.05, drift=1.25):
