@@ -20,6 +20,8 @@ from shared.errors import CorruptError, StorageError
 from shared.plain_files import open_file
 
 _MADV_POPULATE_READ = 22
+_READ_AHEAD = 128 << 10
+"""Bytes that Linux reads ahead of a reader by default."""
 _UNREADABLE = {errno.EFAULT, errno.EIO, 133}
 """Touching the bytes would be a bus error. 133 is EHWPOISON: memory that failed."""
 _FAILED = ctypes.c_void_p(-1).value
@@ -85,9 +87,13 @@ class MappedFile:
         return self.bytes[start:stop]
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Ask the kernel to begin to read some bytes from disk, and do not wait for them. It is advice."""
-        first = start - start % mmap.PAGESIZE
-        _libc.madvise(self._address + first, stop - first, mmap.MADV_WILLNEED)
+        """Ask the kernel to begin to read some bytes from disk, and do not wait for them. It is advice.
+
+        Of one call it takes no more than a disk's readahead, and for the rest `load` would wait. Network file systems
+        have the default one (`benchmarks.network_disk`).
+        """
+        for at in range(start - start % mmap.PAGESIZE, stop, _READ_AHEAD):
+            _libc.madvise(self._address + at, min(_READ_AHEAD, stop - at), mmap.MADV_WILLNEED)
 
     def release(self, start: int, stop: int) -> None:
         """Tell the kernel that nobody here needs some bytes soon, so that they make room for others first.

@@ -167,6 +167,19 @@ def test_what_is_asked_for_beforehand_is_those_blocks_of_both_shards(cache, monk
     assert (layer[:] == rows).all()
 
 
+def test_bytes_are_asked_for_in_pieces_that_no_disks_readahead_cuts_short(tmp_path, monkeypatch):
+    path, page, piece, advised = tmp_path / "file", mmap.PAGESIZE, 128 << 10, []
+    path.write_bytes(bytes(1 << 20))
+    file = MappedFile(path, 1 << 20, "unit 0")
+    monkeypatch.setattr(mapped_file._libc, "madvise", lambda *arguments: advised.append(arguments) or 0)
+    file.prefetch(page + 10, 420_000)
+    monkeypatch.undo()
+    at = file._address + page
+    assert advised == [(at, piece, mmap.MADV_WILLNEED), (at + piece, piece, mmap.MADV_WILLNEED),
+                       (at + 2 * piece, piece, mmap.MADV_WILLNEED),
+                       (at + 3 * piece, 420_000 - page - 3 * piece, mmap.MADV_WILLNEED)]
+
+
 @pytest.mark.parametrize("spoil", [lambda path: os.truncate(path, 10), Path.unlink], ids=["short", "gone"])
 def test_asking_beforehand_is_advice_and_fails_nothing(cache, spoil):
     layer = open_cache(cache).layer(2)
