@@ -29,6 +29,10 @@ common = $(if $(CACHE),--cache "$(CACHE)") $(if $(RECIPE),--recipe "$(RECIPE)") 
 gpus      = $(if $(filter auto cuda,$(DEVICE)),$(shell $(PY) -c "import torch; print(torch.cuda.device_count())" 2>/dev/null))
 processes = $(or $(WORKERS),$(gpus))
 
+# Seconds that torchrun waits for its processes once it was told to stop, before it kills them: the last checkpoint may
+# take long, and under SLURM a process that has stopped waits ten minutes to be requeued. Its own default is 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=660
+
 # A variable, because make takes a comma inside $(if ...) for the end of its text.
 watchers = tensorboard,wandb,trackio
 

@@ -2,6 +2,7 @@
 
 import errno
 import faulthandler
+import math
 import os
 import resource
 import shlex
@@ -15,6 +16,13 @@ from typing import NoReturn, Self
 
 from shared.errors import StorageError, TryAgainError, UserError
 from shared.redaction import without_secrets
+
+_ONE_SIGNAL = 3.0
+"""Signals within so many seconds of the first are one: a scheduler may send it to every process of a job, and torchrun,
+which got it too, hands it on to its workers."""
+
+_first_signal = -math.inf
+"""When the signal came at which we began to stop, on the clock that runs on."""
 
 _DISK_ERRORS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE}
 """Met anywhere, while a folder is listed or a file closed, they are the file system's and no bug of ours."""
@@ -76,21 +84,26 @@ def wait_to_be_requeued(seconds: float = 600.0) -> None:
     """
     if "SLURM_JOB_ID" not in os.environ:
         return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end_at_once)
     sys.stderr.write("Stopped, all is safe. Waiting for SLURM to end this job, so that it requeues a preempted one.\n")
     sys.stderr.flush()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: os._exit(128 + number))
-    time.sleep(seconds)
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        time.sleep(left)
 
 
 def _stop_at_once(number: int, _: FrameType | None) -> None:
-    """Before any work is open: unwind and end."""
+    """While no work is open: unwind and end."""
+    if _is_the_first_again():
+        return
     sys.stderr.write(f"\nStopped by {signal.Signals(number).name}. The same command again goes on from here.\n")
     sys.exit(128 + number)
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT, so that a loop can end at a safe point. A second signal ends at once.
+    """Notes SIGTERM and SIGINT, so that a loop can end at a safe point. A second signal ends at once, if it comes
+    more than `_ONE_SIGNAL` seconds after the first.
 
     A context manager around a loop that looks at ``exit_code`` (None, 130 or 143) between steps.
     """
@@ -106,8 +119,23 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        global _first_signal
         if self.exit_code is not None:
-            # As a kill would: unwinding while a thread commits could clean up under it. Recovery handles kills.
-            os._exit(128 + number)
+            _end_at_once(number, None)
+            return
+        _first_signal = time.monotonic()
         self.exit_code = 128 + number
-        sys.stderr.write(f"\n{signal.Signals(number).name}: stopping at the next safe point; once more stops now.\n")
+        sys.stderr.write(f"\n{signal.Signals(number).name}: stopping at the next safe point; once more, after "
+                         f"{_ONE_SIGNAL:.0f} seconds, stops now.\n")
+
+
+def _end_at_once(number: int, _: FrameType | None) -> None:
+    """At a second signal: as a kill would. To unwind while a thread commits could clean up under it, and recovery
+    handles kills."""
+    if not _is_the_first_again():
+        os._exit(128 + number)
+
+
+def _is_the_first_again() -> bool:
+    return time.monotonic() - _first_signal < _ONE_SIGNAL
+

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from shared import storage
 from shared.digests import file_digest
-from shared.errors import CorruptError, StorageError
+from shared.errors import CorruptError, IdentityError, StorageError
 from shared.sealed_json import read_sealed, seal
 from train.tensor_files import read_tensors, write_tensors
 
 KEPT = 2
+_FORMAT_VERSION = 1
 _STATE = "state.safetensors"
 _RECORD = "checkpoint.json"
 _DAMAGED = "damaged-"
@@ -51,7 +52,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], metrics_bytes: 
     storage.make_folder(temporary)
     try:
         write_tensors(temporary / _STATE, tensors)
-        record = {"format_version": 1, "step": step, "state": file_digest(temporary / _STATE),
+        record = {"format_version": _FORMAT_VERSION, "step": step, "state": file_digest(temporary / _STATE),
                   "metrics_bytes": dict(metrics_bytes)}
         storage.write_new_file(temporary / _RECORD, seal(record))
         storage.fsync_folder(temporary)
@@ -69,7 +70,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     another name.
 
     Raises:
-        StorageError: the disk fails. What it cannot give now may be whole.
+        StorageError: the disk fails. What it cannot give now may be whole. IdentityError: another version wrote it.
     """
     for leftover in folder.glob("tmp-*"):
         storage.remove_tree(leftover)
@@ -95,6 +96,9 @@ def _read(path: Path) -> Checkpoint:
     except (OSError, StorageError) as error:
         raise StorageError(f"Cannot read the checkpoint {path}: {error} If the disk does not recover, remove that "
                            "folder: the same command goes on from the checkpoint before.") from error
+    if record.get("format_version") != _FORMAT_VERSION:
+        raise IdentityError(f"{path} is of another version of SAE Granary. Finish the run with that version, or start "
+                            "over with --fresh.")
     if digest != record["state"]:
         raise CorruptError(f"{path / _STATE} is damaged: its bytes do not match the record.")
     return Checkpoint(record["step"], read_tensors(path / _STATE), record["metrics_bytes"])

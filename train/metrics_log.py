@@ -27,6 +27,7 @@ class MetricsLog:
                              "depend on it.", self.path, there, keep_bytes)
             self._file.truncate(min(keep_bytes, there))
             self._file.seek(0, os.SEEK_END)
+        storage.fsync_folder(folder)  # a checkpoint counts on the file
 
     def write(self, figures: dict[str, float]) -> dict[str, float | None]:
         """Append one line, and give the figures as they stand in it: six digits, None for what JSON cannot hold."""

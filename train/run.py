@@ -42,7 +42,7 @@ from train.training_set import (
     unfinished,
 )
 from train.warm_start import start_from
-from train.watchers import Watchers
+from train.watchers import open_watchers
 from train.watchers.base import WatchedRun
 
 _log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class SetRun:
         written = self.trainers if shards.is_first else []
         self.logs = [MetricsLog(folder / trainer.name, resumed.metrics_bytes[trainer.name] if resumed else 0)
                      for trainer in written]
-        self.watchers = [Watchers(operational.watch, self._watched(trainer)) for trainer in written]
+        self.watchers = open_watchers(operational.watch, [self._watched(trainer) for trainer in written])
         self._describe()
 
     def _members_left(self, resumed: checkpoint.Checkpoint | None) -> tuple[list[int], list[int]]:
@@ -245,6 +245,10 @@ class SetRun:
             with StopSignal() as stop, Progress(f"train layer {self.facts.layer}", self.facts.length.num_tokens,
                                                 "tokens", self.start * tokens, self.show_progress) as progress:
                 self._steps(stop, progress)
+                [exit_code] = self.shards.most(stop.exit_code or 0)  # it may have come while the last step was saved
+                if exit_code:
+                    self.say("Stopped after the last step. The same command goes on from here.")
+                    raise SystemExit(exit_code)
         finally:
             for watchers in self.watchers:
                 watchers.close()

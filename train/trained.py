@@ -22,8 +22,8 @@ from train.architectures import ARCHITECTURES, SAE
 from train.architectures.base import RunLength
 from train.batches import Batches
 from train.config import TrainConfig
-from train.evaluation.evaluate import check_files
 from train.export import load_sae
+from train.export.exported import check_files
 from train.metrics_log import METRICS
 from train.policy import TokenPolicy, training_mask
 from train.sparsity import CoefficientController, FixedCoefficient

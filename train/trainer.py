@@ -118,13 +118,18 @@ class Trainer:
         Copies in place, so parameters keep their memory layout.
 
         Raises:
-            IdentityError: something is missing that this version has.
+            IdentityError: its tensors are not those of this version.
         """
-        missing = self._parts().keys() - state.keys() if self.sae.shards.is_first else set()
-        if missing:
-            raise IdentityError(f"The checkpoint of {self.name} lacks {', '.join(sorted(missing))}: another version of "
-                                "SAE Granary wrote it. Finish the run with that version, or start over with --fresh.")
-        for name, value in self._parts().items():
+        parts = self._parts()
+        if self.sae.shards.is_first:
+            others = parts.keys() ^ state.keys()
+            others |= {name for name, value in parts.items() if name in state
+                       and self.sae.shards.own(state[name], self._divided_along(name)).shape != value.shape}
+            if others:
+                raise IdentityError(
+                    f"The checkpoint of {self.name} has or lacks {', '.join(sorted(others))}: another version of SAE "
+                    "Granary wrote it. Finish the run with that version, or start over with --fresh.")
+        for name, value in parts.items():
             self.sae.shards.deal(state, name, value, self._divided_along(name))
 
     def _parts(self) -> dict[str, Tensor]:

@@ -11,16 +11,16 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared import storage
 from shared.digests import canonical_json, hex_digest
-from shared.errors import IdentityError, RecipeError, StorageError
+from shared.errors import CorruptError, IdentityError, RecipeError, StorageError
 from shared.format.layout import BLOCK_ROWS
 from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed, write_sealed
@@ -62,7 +62,7 @@ class TrainingSet(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    format_version: int = 1
+    format_version: Literal[1] = 1
     cache: str
     cache_id: str
     layer: int
@@ -212,16 +212,34 @@ def sets_in_progress(folder: Path) -> list[TrainingSet]:
     """The sets of a layer's folder that were begun and not removed yet, those of fewest SAEs first.
 
     Raises:
-        CorruptError: a set.json is damaged.
+        CorruptError: a set.json is damaged. IdentityError: another version of ours wrote it.
     """
     found = []
     for path in sorted(folder.glob(f"{CHECKPOINTS}/*/{SET}")):
         try:
-            found.append(TrainingSet.model_validate(read_sealed(path)))
+            found.append(_read_set(path))
         except StorageError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise  # else another process has finished it meanwhile
     return sorted(found, key=lambda one: len(one.saes))
+
+
+def _read_set(path: Path) -> TrainingSet:
+    """A set.json. One that cannot be used may be of any SAE of the layer, so it is never passed over."""
+    remedy = f"To give up what its SAEs have done, and begin them anew, remove {path.parent}"
+    try:
+        content = read_sealed(path)
+    except CorruptError as error:
+        raise CorruptError(f"{error} {remedy}") from error
+    try:
+        found = TrainingSet.model_validate(content)
+        found.train_config()
+        for member in found.saes:
+            member.sae_config()
+    except (ValidationError, KeyError) as error:
+        raise IdentityError(f"{path} is of another version of SAE Granary: finish the training with that version. "
+                            f"{remedy}") from error
+    return found
 
 
 def open_sets(folder: Path, cache: Cache, layer: int, train: TrainConfig, saes: Sequence[SAEPlan],
@@ -232,7 +250,8 @@ def open_sets(folder: Path, cache: Cache, layer: int, train: TrainConfig, saes: 
     each part goes on from the same checkpoint. What was not begun yet begins in sets that fit in memory.
 
     Raises:
-        IdentityError: what is in progress was begun on another cache. CorruptError: a set.json is damaged.
+        IdentityError: what is in progress was begun on another cache, or by another version. CorruptError: a set.json
+            is damaged.
         DataError, RecipeError: as `measure_extent`.
     """
     waiting = {sae.name: sae for sae in saes}
@@ -305,7 +324,15 @@ def remove_finished_sets(folder: Path, given_up: Collection[str] = ()) -> None:
     """Remove the checkpoints of sets whose SAEs are all written, or given up: a kill can leave them behind."""
     for found in sets_in_progress(folder):
         if all(member.name in given_up or (folder / member.name / RUN).exists() for member in found.saes):
-            storage.remove_tree(folder / CHECKPOINTS / found.set_name)
+            _remove_set(folder, found)
+
+
+def _remove_set(folder: Path, found: TrainingSet) -> None:
+    """Remove a set's folder. set.json goes last: if we are killed, what is left is found by it."""
+    path = folder / CHECKPOINTS / found.set_name
+    for part in [part for part in path.glob("*") if part.name != SET]:
+        storage.remove_tree(part)
+    storage.remove_tree(path)
 
 
 def start_over(folder: Path, saes: Sequence[SAEPlan], asked: Collection[str] = ()) -> None:
@@ -323,7 +350,7 @@ def start_over(folder: Path, saes: Sequence[SAEPlan], asked: Collection[str] = (
             with locked(folder / CHECKPOINTS, list(others)):
                 if others and not (folder / CHECKPOINTS / set_name(list(others)) / SET).exists():
                     _divide(folder, found, others)
-                storage.remove_tree(folder / CHECKPOINTS / found.set_name)
+                _remove_set(folder, found)
     for name in names:
         storage.remove(folder / name / RUN)  # first: without it nothing here counts as finished
         storage.remove_tree(folder / name)

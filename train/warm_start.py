@@ -11,7 +11,6 @@ the source lacks (a threshold, from TopK to JumpReLU) starts as it always does. 
 SAE's recipe, and so in its name: another source is another SAE.
 """
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from shared.errors import CorruptError, RecipeError, StorageError
 from shared.sealed_json import read_sealed
 from train.architectures import SAE
 from train.export import SAE_WEIGHTS, ExportedSAE, load_sae, weights_file
+from train.export.exported import check_files, read_config
 from train.export.saelens import CONFIG
 from train.statistics import InputStatistics
 
@@ -36,7 +36,7 @@ def read_source(folder: object, where: str) -> dict[str, Any]:
     Of one that was made elsewhere, what its config says in place of the cache; where it lies is no part of it.
 
     Raises:
-        RecipeError: there is no finished SAE. CorruptError: its files are damaged.
+        RecipeError: there is no finished SAE. CorruptError: its files are damaged. StorageError: one is missing.
     """
     if not isinstance(folder, str):
         raise RecipeError(f"{where}.warm_start must be the folder of an SAE; got {folder!r}.")
@@ -48,7 +48,8 @@ def read_source(folder: object, where: str) -> dict[str, Any]:
             raise RecipeError(f"{where}.warm_start: {folder!r} holds no finished SAE. Expected a folder such as "
                               f"runs/<cache>/layer<L>/<sae name>, or an SAE of another tool. {error}") from error
     run = read_sealed(path / _RUN)
-    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    check_files(path, run)
+    config = read_config(path / CONFIG)
     return {"sae": run["name"], "architecture": run["architecture"], "d_in": config["d_in"], "d_sae": config["d_sae"],
             "cache_id": run["cache_id"], "layer": run["layer"], "weights": run["files"][SAE_WEIGHTS]}
 
@@ -74,8 +75,8 @@ def start_from(sae: SAE, folder: str, weights: str, statistics: InputStatistics)
     """
     path = weights_file(Path(folder))
     if file_digest(path) != weights:
-        raise CorruptError(f"{path} is not what it was when this training was begun. Bring it back, or start over with "
-                           "--fresh.")
+        raise CorruptError(f"{path} is not what it was when this training was planned. Bring it back, or give the "
+                           "command again, to start from what is there now.")
     sae.start_from(unfold(load_sae(folder).with_unit_rows(), statistics))
 
 

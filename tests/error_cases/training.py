@@ -172,11 +172,28 @@ def a_warm_start_from_another_width(w):
 
 
 @case(77, "sae_weights.safetensors", then="--fresh")
-def a_warm_start_from_an_sae_that_was_changed_meanwhile(w):
+def a_warm_start_from_an_sae_that_is_damaged(w):
     folder = _source(w)
     recipe = {"train": tiny_run.RECIPE["train"], "sae": [{"architecture": "topk", "k": 3, "warm_start": folder}]}
     damage(Path(folder) / "sae_weights.safetensors")
     tiny_run.train(w.tmp / "runs", recipe)
+
+
+@case(74, "cfg.json is missing", then="--fresh")
+def a_warm_start_from_an_sae_that_lacks_a_file(w):
+    folder = _source(w)
+    (Path(folder) / "cfg.json").unlink()
+    tiny_run.planned({"train": tiny_run.RECIPE["train"], "sae": [{"architecture": "topk", "warm_start": folder}]})
+
+
+@case(77, "sae_weights.safetensors", then="give the command again")
+def a_warm_start_from_an_sae_that_was_changed_meanwhile(w):
+    folder = _source(w)
+    recipe = {"train": tiny_run.RECIPE["train"], "sae": [{"architecture": "topk", "k": 3, "warm_start": folder}]}
+    planned = tiny_run.planned(recipe)
+    damage(Path(folder) / "sae_weights.safetensors")
+    train_saes(tiny_run.cache(), 3, read_train_config(recipe), planned, runs=w.tmp / "runs", device="cpu",
+               say=lambda line: None)
 
 
 @case(2, "'tensorboard'", then='pip install -e ".[tensorboard]"')

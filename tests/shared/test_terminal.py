@@ -91,9 +91,13 @@ def test_a_loop_ends_at_a_safe_point(number):
     assert (process.returncode, out) == (128 + number, "tidied up\n")
 
 
-def stopped_under_slurm():
+SOON = "terminal._ONE_SIGNAL = 0.2"
+"""What comes later than this is a second signal."""
+
+
+def stopped_under_slurm(before=SOON):
     """A loop that SLURM has told to stop, that has tidied up, and waits."""
-    process = run(LOOP, slurm=True)
+    process = run(LOOP, slurm=True, before=before)
     assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "tidied up\n"
@@ -110,12 +114,42 @@ def test_under_slurm_it_waits_to_be_killed_so_that_it_is_requeued():
     process.communicate()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_that_come_close_together_are_one(number):
+    process = run(LOOP.replace("    print('tidied up'", "    time.sleep(1)\n    print('tidied up'"))
+    assert process.stdout.readline() == "here\n"
+    for _ in range(3):
+        process.send_signal(number)
+        time.sleep(0.1)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (128 + number, "tidied up\n")
+
+
+def test_a_second_signal_later_ends_it_at_once():
+    process = run(LOOP.replace("    print('tidied up'", "    time.sleep(60)\n    print('tidied up'"), before=SOON)
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (128 + signal.SIGINT, "")
+
+
 def test_under_slurm_a_second_signal_ends_the_wait():
     process = stopped_under_slurm()
-    time.sleep(0.2)
+    time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_under_slurm_signals_that_come_close_together_end_no_wait():
+    process = stopped_under_slurm(before="")
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.0)
+    process.kill()
+    process.communicate()
 
 
 def test_under_slurm_it_does_not_wait_after_ctrl_c_or_an_error():

@@ -41,7 +41,7 @@ KillWait=5
 MpiDefault=none
 ReturnToService=2
 SchedulerParameters=sched_interval=1,bf_interval=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs=1 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=low Nodes={host} Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=3
 PartitionName=high Nodes={host} State=UP PriorityTier=2 PreemptMode=OFF
 """
@@ -75,11 +75,11 @@ class Slurm:
                               capture_output=True, timeout=30)
         return done.stdout.strip()
 
-    def submit(self, partition: str, script: str) -> int:
-        """Submit a batch script that may be requeued; its job id."""
+    def submit(self, partition: str, script: str, tasks: int = 1) -> int:
+        """Submit a batch script that may be requeued and takes so many of two CPUs; its job id."""
         path = self.folder / f"job-{time.monotonic_ns()}.sh"
         path.write_text("#!/bin/bash\n" + script)
-        return int(self.run("sbatch", "--parsable", "-p", partition, "-n1", "--requeue", "-o",
+        return int(self.run("sbatch", "--parsable", "-p", partition, f"-n{tasks}", "--requeue", "-o",
                             self.folder / "%j.out", "--open-mode=append", path))
 
     def state(self, job: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A disk that fills up stops a harvest cleanly, whatever its size, and with more room it goes on.
+"""A disk that fills up stops a harvest or a training cleanly, whatever its size, and with more room it goes on.
 
 A disk of every size is a file system in memory; to mount one takes a superuser.
 """
@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shared.errors import TryAgainError
 from tests import tiny
 from tests.harvest.test_run import arguments
+from tests.train import tiny_run
+from tests.train.test_run import metrics, weights
 from tests.warm import Warm
 
 pytestmark = pytest.mark.system
@@ -64,6 +67,26 @@ def test_twenty_sizes_of_disk_stop_it_with_75_and_the_command_that_goes_on(comma
         assert ended.code == 0, (share, ended.err)
         assert tiny.promised(cache) == promised
     assert len(stops) > 4, f"the disk was always full at the same point: {stops}"
+
+
+def test_a_disk_of_any_size_stops_a_training_with_75_and_it_ends_with_the_same_weights_and_figures(tmp_path, disk):
+    recipe = {"train": {**tiny_run.RECIPE["train"], "num_tokens": 64 * 40, "log_steps": 1},
+              "sae": [{**table, "d_sae": 480} for table in tiny_run.RECIPE["sae"][:2]]}
+    _, whole = tiny_run.train(tmp_path / "whole", recipe)
+    stops = set()
+    for size in range(8 << 10, 1800 << 10, 100 << 10):
+        runs = disk / "runs"
+        shutil.rmtree(runs, ignore_errors=True)
+        resize(disk, size)
+        with pytest.raises(TryAgainError, match="No space left"):
+            tiny_run.train(runs, recipe)
+        stops.add((len(list(runs.rglob("step-*"))), len(list(runs.rglob("*.safetensors")))))
+        assert not list(runs.rglob("tmp-*"))
+        resize(disk, 16 << 20)
+        _, folders = tiny_run.train(runs, recipe)
+        assert weights(folders) == weights(whole), size
+        assert list(map(metrics, folders)) == list(map(metrics, whole)), size
+    assert len(stops) > 2, f"the disk was always full at the same point: {stops}"
 
 
 def test_what_will_not_fit_is_told_before_the_work_with_the_tokens_that_do(command, llama, chat_file, disk):

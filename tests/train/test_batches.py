@@ -1,6 +1,7 @@
 """The batch iterator."""
 
 import itertools
+import threading
 import time
 
 import numpy as np
@@ -80,10 +81,14 @@ def test_a_reader_that_fails_is_heard(cache):
         next(iter(Batches(cache, layer=3, batch_size=64)))
 
 
-def test_leaving_the_loop_early_ends_the_thread(cache):
+def test_leaving_the_loop_early_ends_the_threads(cache):
     iterator = iter(Batches(cache, layer=3, batch_size=64))
     next(iterator)
+    names = [thread.name for thread in threading.enumerate()]
+    assert any(name.startswith("window") for name in names)
+    assert any(name.startswith("read") for name in names)
     iterator.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("window", "read"))]
 
 
 def test_a_shuffle_that_is_not_there_is_refused(cache):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared import storage
-from shared.errors import StorageError
+from shared.errors import IdentityError, StorageError
 from train import checkpoint
 
 
@@ -45,6 +45,15 @@ def test_a_damaged_newest_one_is_passed_over_with_a_warning(tmp_path, caplog, fi
     assert "Going back to the one before" in caplog.text
     save(tmp_path, 2)
     assert checkpoint.load_newest(tmp_path).step == 2
+
+
+def test_one_of_another_version_is_refused_and_not_passed_over(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "_FORMAT_VERSION", 2)
+    save(tmp_path, 2)
+    monkeypatch.undo()
+    with pytest.raises(IdentityError, match=r"step-000000002 is of another version.*--fresh"):
+        checkpoint.load_newest(tmp_path)
 
 
 def damage(folder, step):

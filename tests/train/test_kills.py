@@ -62,6 +62,14 @@ def undisturbed(tmp_path_factory):
     return found, seen
 
 
+def test_the_figures_that_a_checkpoint_counts_on_have_their_names_on_disk_before_it(undisturbed):
+    _, seen = undisturbed
+    first_checkpoint = next(number for number, (operation, name) in enumerate(seen)
+                            if operation == "rename" and name.startswith("step-"))
+    synced = {name for operation, name in seen[:first_checkpoint] if operation == "fsync_folder"}
+    assert {sae.name for sae in tiny_run.planned(RECIPE)} <= synced
+
+
 def test_killed_before_any_operation_it_ends_with_the_same_bits(undisturbed, tmp_path, monkeypatch):
     expected, seen = undisturbed
     assert {"mkdir", "create", "write", "fsync", "fsync_folder", "rename", "rmtree"} <= {name for name, _ in seen}

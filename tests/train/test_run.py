@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from shared.errors import IdentityError, RecipeError, TryAgainError
+from shared.progress import Progress
 from shared.sealed_json import read_sealed, write_sealed
 from tests.train import tiny_run
+from train import checkpoint
+from train import run as training
 from train.batches import Batches
 from train.export import load_sae
 from train.locks import locked
@@ -84,6 +87,46 @@ def test_a_signal_writes_a_checkpoint_and_the_exit_code_says_so(reference, tmp_p
     monkeypatch.undo()
     _, folders = tiny_run.train(tmp_path)
     assert weights(folders) == weights(reference)
+
+
+def test_a_signal_while_the_last_step_is_saved_ends_it_before_the_next_turn(tmp_path, monkeypatch):
+    recipe = {"train": tiny_run.RECIPE["train"] | {"memory_gib": 1e-6}, "sae": tiny_run.RECIPE["sae"][2:4]}
+    _, whole = tiny_run.train(tmp_path / "whole", recipe)
+    save, sent = checkpoint.save, []
+
+    def signalled(folder, step, *rest):
+        if step == 120 and not sent:
+            sent.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(folder, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", signalled)
+    said = []
+    with pytest.raises(SystemExit) as ended:
+        tiny_run.train(tmp_path / "runs", recipe, say=said.append)
+    assert ended.value.code == 143
+    assert [line for line in said if line.startswith("Turn")] == ["Turn 1 of 2: 1 SAE."]
+    assert said[-1] == "Stopped after the last step. The same command goes on from here."
+    _, folders = tiny_run.train(tmp_path / "runs", recipe, say=said.append)
+    assert "Going on from step 120." in said
+    assert weights(folders) == weights(whole)
+
+
+def test_the_progress_counts_tokens_and_shows_the_first_saes_last_figures(tmp_path, monkeypatch):
+    shown, counts = {}, []
+
+    class Seen(Progress):
+        def advance(self, count, **figures):
+            counts.append(count)
+            shown.update(figures)
+
+    monkeypatch.setattr(training, "Progress", Seen)
+    _, folders = tiny_run.train(tmp_path, {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][3:5]})
+    assert sum(counts) == 64 * 120
+    last = json.loads((folders[0] / "metrics.jsonl").read_text().splitlines()[-1])
+    expected = {"loss": last["loss"], "l0": last["l0"], "ev": last["explained_variance"],
+                "dead": last["dead_latents"] / 40, "stall": last["stall_share"]}
+    assert shown == pytest.approx(expected, rel=1e-5)  # six digits stand in the file
 
 
 def test_it_says_what_is_trained_on_and_how_well_batches_are_mixed(tmp_path):

@@ -1,12 +1,15 @@
 """Sets: SAEs trained together, in turns, by several processes, or alone have the same weights."""
 
 import os
+import shutil
 from collections import Counter
 
 import pytest
 import torch
 
-from shared.sealed_json import read_sealed
+from shared import storage
+from shared.errors import CorruptError, IdentityError
+from shared.sealed_json import read_sealed, write_sealed
 from tests.train import tiny_run
 from tests.train.test_run import metrics, weights
 from tests.warm import Warm
@@ -176,3 +179,48 @@ def test_what_is_trained_says_so_and_on_how_much_and_what_is_begun(tmp_path):
     tiny_run.stopped_at(13, tmp_path, recipe(tables[1]))
     planned = tiny_run.planned(recipe(*tables, table("gated")))
     assert list(states_of(tmp_path / "fake" / "layer3", planned).values()) == ["trained", "begun", ""]
+
+
+def begun(tmp_path):
+    """A layer's folder with a set in progress, and its set.json."""
+    tiny_run.stopped_at(20, tmp_path, recipe(table("topk"), table("standard")))
+    [path] = tmp_path.glob("fake/layer3/checkpoints/set-*/set.json")
+    return path
+
+
+@pytest.mark.parametrize("change", [{"format_version": 2}, {"new": 1}, {"train": {"new": 1}}])
+def test_a_set_of_another_version_is_refused_and_the_remedy_is_told(tmp_path, change):
+    path = begun(tmp_path)
+    write_sealed(path, read_sealed(path) | change)
+    told = rf"set\.json is of another version of SAE Granary.*remove .*{path.parent.name}"
+    with pytest.raises(IdentityError, match=told):
+        tiny_run.train(tmp_path, recipe(table("topk")))
+    with pytest.raises(IdentityError, match=told):
+        start_over(path.parents[2], tiny_run.planned(recipe(table("topk"))))
+
+
+def test_a_damaged_set_is_refused_and_what_its_message_says_helps(tmp_path):
+    path = begun(tmp_path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CorruptError, match=rf"set\.json is damaged.*begin them anew, remove .*{path.parent.name}"):
+        tiny_run.train(tmp_path, recipe(table("topk")))
+    shutil.rmtree(path.parent)
+    tiny_run.train(tmp_path, recipe(table("topk")))
+
+
+def test_killed_while_finished_checkpoints_are_removed_it_removes_the_rest_the_next_time(tmp_path):
+    asked = recipe(table("topk"), num_tokens=64 * 30)
+    removals = []
+
+    def kill(operation, path):
+        finished = list(tmp_path.glob("fake/layer3/*/run.json"))
+        if operation == "rmtree" and finished and any(part.startswith("set-") for part in path.parts):
+            removals.append(path.name)
+            if len(removals) == 2:
+                raise KeyboardInterrupt
+
+    with storage.observe(kill), pytest.raises(KeyboardInterrupt):
+        tiny_run.train(tmp_path, asked)
+    assert len(list(tmp_path.glob("fake/layer3/checkpoints/set-*/step-*"))) == 1
+    tiny_run.train(tmp_path, asked)
+    assert list((tmp_path / "fake/layer3" / CHECKPOINTS).iterdir()) == []

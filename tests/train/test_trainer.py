@@ -35,16 +35,19 @@ def test_dense_latents_are_those_active_on_over_a_tenth_of_the_tokens_since_the_
         assert trainer.figures(stop - 1)["dense_latents"] == dense
 
 
-def test_a_state_of_another_version_is_refused_by_the_name_of_what_it_lacks():
+def test_a_state_of_another_version_is_refused_by_the_name_of_what_differs():
     def trainer():
         sae = ARCHITECTURES["topk"](ARCHITECTURES["topk"].Config(d_sae=D_SAE, k=3), D_IN, RunLength(8, BATCH))
         return Trainer("mine", sae, 1e-3, TrainConfig(), torch.device("cpu"))
 
     state = trainer().state()
     trainer().load_state(state)
-    del state["sae.tokens_fired"]
-    with pytest.raises(IdentityError, match=r"checkpoint of mine lacks sae\.tokens_fired.*--fresh"):
-        trainer().load_state(state)
+    others = [("sae.tokens_fired", {name: value for name, value in state.items() if name != "sae.tokens_fired"}),
+              ("sae.b_new", state | {"sae.b_new": torch.zeros(3)}),
+              ("figures", state | {"figures": torch.zeros(len(state["figures"]) + 1)})]
+    for name, other in others:
+        with pytest.raises(IdentityError, match=rf"checkpoint of mine has or lacks {name}: another version.*--fresh"):
+            trainer().load_state(other)
 
 
 def test_a_clipping_of_zero_is_none():

@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from shared.errors import RecipeError
 from tests.train import tiny_run
 from tests.train.test_run import weights
 from train.config import TrainConfig
@@ -60,6 +61,25 @@ def test_each_sae_has_a_watcher_that_gets_every_line_of_its_metrics(fake, tmp_pa
         assert (watcher.run.group, watcher.run.folder, watcher.run.start_step) == ("fake/layer3", folder, 0)
         assert watcher.run.config["sae"]["architecture"] == folder.name.split("-")[0]
     assert len({watcher.run.run_id for watcher in fake.opened}) == 1
+
+
+def test_where_one_cannot_be_opened_those_that_were_are_closed(fake, tmp_path, monkeypatch):
+    opened = Fake.__init__
+
+    def fails_once_two_are_open(self, run):
+        if len(Fake.opened) == 2:
+            raise OSError("no account")
+        opened(self, run)
+
+    monkeypatch.setattr(Fake, "__init__", fails_once_two_are_open)
+    monkeypatch.setitem(WATCHERS, "trackio", Fake)
+    with pytest.raises(RecipeError, match="'wandb' could not be opened: no account"):
+        tiny_run.train(tmp_path, {**RECIPE, "train": RECIPE["train"] | {"watch": ["wandb", "trackio"]}})
+    assert [watcher.closed for watcher in fake.opened] == [True, True]
+    fake.opened = fake.opened[:1]  # of one SAE the second watcher fails
+    with pytest.raises(RecipeError, match="'trackio' could not be opened: no account"):
+        tiny_run.train(tmp_path, {**RECIPE, "train": RECIPE["train"] | {"watch": ["wandb", "trackio"]}})
+    assert [watcher.closed for watcher in fake.opened] == [True, True]
 
 
 def test_names_and_weights_are_the_same_with_and_without(fake, tmp_path):

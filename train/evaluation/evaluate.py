@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.digests import file_digest
-from shared.errors import CorruptError, DataError, IdentityError, StorageError
+from shared.errors import DataError, IdentityError
 from shared.progress import Progress
 from shared.reading.cache import Cache
 from train.evaluation.bootstrap import LEVEL, RESAMPLES, SEED
@@ -33,8 +32,8 @@ from train.evaluation.histograms import QUANTILES, Histograms, density_histogram
 from train.evaluation.metrics import OF_LATENTS, Bools, ErrorSums, Floats, InputSums, Ints, row_figures, subset_figures
 from train.evaluation.subsets import HEADLINE, Groups, group_rows, is_paired
 from train.export import ExportedSAE, load_sae
+from train.export.exported import check_files
 from train.policy import TokenPolicy, keeps
-from train.training_set import RUN
 
 DEAD_ROWS = 100_000
 """Held-out rows under which "never fired" says too little to be called dead (design 6.7)."""
@@ -166,19 +165,6 @@ def check_run(cache: Cache, layer: int, folder: Path, run: dict[str, Any]) -> No
     if run["layer"] != layer:
         raise IdentityError(f"{folder} was trained on layer {run['layer']}, not on layer {layer}. Evaluate it on its "
                             f"own: --layer {run['layer']}")
-
-
-def check_files(folder: Path, run: dict[str, Any]) -> None:
-    """Compare an SAE's files with the digests that its run.json has of them.
-
-    Raises:
-        CorruptError: one differs. StorageError: one is not there.
-    """
-    for name, digest in run["files"].items():
-        if not (folder / name).exists():
-            raise StorageError(f"{folder / name} is missing. Train it again: --fresh")
-        if file_digest(folder / name) != digest:
-            raise CorruptError(f"{folder / name} is damaged: its xxh3 is not the one in {RUN}. Train it again: --fresh")
 
 
 def check_unseen(cache: Cache, rows: Ints) -> None:

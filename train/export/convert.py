@@ -6,9 +6,9 @@ from shared import storage
 from shared.errors import RecipeError
 from shared.sealed_json import read_sealed
 from train.architectures.matryoshka import MatryoshkaConfig
-from train.evaluation.evaluate import check_files
 from train.export import dictionary_learning, sparsify
 from train.export.dictionary_learning import write_dictionary
+from train.export.exported import check_files
 from train.export.loader import load_sae
 from train.export.sparsify import write_sparse_coder
 from train.training_set import RUN

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from shared.bounded_json import parse_json
+from shared.digests import file_digest
 from shared.errors import CorruptError, StorageError
 from train.architectures.sparse import decode_active
 
@@ -121,6 +122,20 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CorruptError(f"{path} is no JSON object: it is no SAE's config. {AGAIN}")
     return config
+
+
+def check_files(folder: Path, run: dict[str, Any]) -> None:
+    """Compare an SAE's files with the digests that its run.json has of them.
+
+    Raises:
+        CorruptError: one differs. StorageError: one is not there.
+    """
+    for name, digest in run["files"].items():
+        if not (folder / name).exists():
+            raise StorageError(f"{folder / name} is missing. Train it again: --fresh")
+        if file_digest(folder / name) != digest:
+            raise CorruptError(f"{folder / name} is damaged: its xxh3 is not the one in run.json. Train it again: "
+                               "--fresh")
 
 
 def whole_number(value: object) -> int | None:

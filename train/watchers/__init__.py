@@ -18,6 +18,19 @@ WATCHERS: dict[str, Callable[[WatchedRun], Watcher]] = {
 _log = logging.getLogger(__name__)
 
 
+def open_watchers(names: Sequence[str], runs: Sequence[WatchedRun]) -> list["Watchers"]:
+    """The watchers of each run. Where some cannot be opened, the others are closed; raises as `Watchers`."""
+    opened: list[Watchers] = []
+    try:
+        for run in runs:
+            opened.append(Watchers(names, run))
+    except BaseException:
+        for watchers in opened:
+            watchers.close()
+        raise
+    return opened
+
+
 class Watchers:
     """The watchers of one SAE. One that fails while training is left out from then on: training does not stop."""
 
@@ -28,17 +41,25 @@ class Watchers:
             RecipeError: a package is not installed, or its service cannot be begun with.
         """
         self._open: dict[str, Watcher] = {}
-        for name in names:
-            try:
-                self._open[name] = WATCHERS[name](run)
-            except ImportError as error:
-                raise RecipeError(f"[train].watch: {name!r} needs a package that is not installed here ({error}). "
-                                  f"Install it: python -m pip install -e \".[{name}]\"") from error
-            except Exception as error:  # a third party's own: no account, no network, no space
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                offline = " Or let it stay offline: WANDB_MODE=offline" if name == "wandb" else ""
-                raise RecipeError(f"[train].watch: {name!r} could not be opened: {lines[0]} Mend that, or leave it "
-                                  f"out: --set train.watch=[]{offline}") from error
+        try:
+            for name in names:
+                self._open[name] = self._begin(name, run)
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def _begin(name: str, run: WatchedRun) -> Watcher:
+        try:
+            return WATCHERS[name](run)
+        except ImportError as error:
+            raise RecipeError(f"[train].watch: {name!r} needs a package that is not installed here ({error}). "
+                              f"Install it: python -m pip install -e \".[{name}]\"") from error
+        except Exception as error:  # a third party's own: no account, no network, no space
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            offline = " Or let it stay offline: WANDB_MODE=offline" if name == "wandb" else ""
+            raise RecipeError(f"[train].watch: {name!r} could not be opened: {lines[0]} Mend that, or leave it "
+                              f"out: --set train.watch=[]{offline}") from error
 
     def log(self, step: int, figures: Mapping[str, float | None]) -> None:
         """Hand on the figures of a line; those that are not defined are left out."""

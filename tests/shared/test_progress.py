@@ -1,0 +1,53 @@
+"""Progress: lines where nobody watches, a bar on a terminal."""
+
+import io
+import os
+import pty
+
+import pytest
+
+from shared import progress as module
+from shared.progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands until it is set."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_elsewhere_it_is_a_line_every_thirty_seconds_and_one_at_the_end(clock, capsys):
+    with Progress("train layer 9", total=1000, unit="tokens", done=200) as progress:
+        for seconds in range(0, 80, 10):
+            clock[0] = 100.0 + seconds
+            progress.advance(100, l0=32.0, loss=seconds)
+    assert capsys.readouterr().err.splitlines() == [
+        "train layer 9: 600/1,000 tokens  13/s  l0 32  loss 30  30 s left",
+        "train layer 9: 900/1,000 tokens  12/s  l0 32  loss 60  9 s left",
+        "train layer 9: 1,000/1,000 tokens  11/s  l0 32  loss 70",
+    ]
+
+
+def test_of_several_processes_all_but_one_are_silent(clock, capsys):
+    with Progress("train", total=10, unit="tokens", shown=False) as progress:
+        clock[0] += 60
+        progress.advance(10)
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_it_is_a_bar_with_the_latest_figures(monkeypatch):
+    leader, follower = pty.openpty()
+    with io.TextIOWrapper(io.FileIO(follower, "w")) as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "160")
+        with Progress("train layer 9", total=1000, unit="tokens") as progress:
+            progress.advance(500, ev=0.5)
+            progress.advance(500, ev=0.875)
+        shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    assert "━" in shown
+    assert "1,000/1,000 tokens" in shown
+    assert "ev 0.875" in shown
