@@ -22,7 +22,7 @@ from train.architectures import ARCHITECTURES
 from train.batches import Batches, Pace
 from train.config import SAEPlan, TrainConfig
 from train.determinism import order_statistics_allowed
-from train.evaluation.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample
+from train.evaluation.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample, missed_l0
 from train.export.saelens import CONFIG, SAE_WEIGHTS, sae_metadata, write_sae
 from train.locks import locked
 from train.metrics_log import MetricsLog
@@ -46,9 +46,6 @@ from train.watchers import open_watchers
 from train.watchers.base import WatchedRun
 
 _log = logging.getLogger(__name__)
-
-_MISSED = 0.05
-"""Share by which the L0 of training rows may be under the one asked for before it is told."""
 
 
 class DivergedError(RecipeError):
@@ -168,7 +165,7 @@ class SetRun:
                                data_seed=self.train_config.data_seed, num_steps=facts.num_steps,
                                shuffle=self.train_config.shuffle, window_blocks=facts.window_blocks)
         self.statistics = measure(cache, facts.layer, self.batches.order, self.train_config.centre,
-                                  self.train_config.scale)
+                                  self.train_config.scale, subtracted=self.train_config.centre_input)
         self.b_dec = torch.zeros_like(self.statistics.centre)
         if not self.train_config.centre_input:
             self.b_dec = self.statistics.centre * self.statistics.scale
@@ -354,10 +351,12 @@ class SetRun:
         member = next(member for member in facts.saes if member.name == trainer.name)
         active = self.shards.total(sum(int((sae.encode(x) > 0).sum()) for x in calibration))
         l0, dead = active / sum(len(x) for x in calibration), trainer.dead_latents()
-        asked = sae.config.asked_l0()
-        if asked is not None and l0 < (1 - _MISSED) * asked:
-            self.say(f"Warning: {trainer.name} was asked for an L0 of {asked:g} and has {l0:.1f} on training rows: so "
-                     "few of its latents are positive there. A lower learning rate or a smaller L0 may help.")
+        held_out = None
+        if self.sample is not None and not self.train_config.calibration_types:  # else it has rows of other types
+            held_out = held_out_figures(sae, self.sample, self.on_device)["held_out_l0"]
+        missed = missed_l0(sae.config.asked_l0(), l0, held_out)
+        if missed:
+            self.say(f"Warning: {trainer.name} {missed}")
         sae.assemble()
         if not self.shards.is_first:
             return

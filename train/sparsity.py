@@ -31,6 +31,13 @@ def share_at_start(times: float, l0: float, d_sae: int) -> float:
     return min(0.5, times * asked, max(1 / 8, 4 * asked))
 
 
+def levels_passed_by(share: float, values: Tensor) -> Tensor:
+    """For each column of ``values`` [batch, latents] the level that ``share`` of the rows exceed, one at least: halfway
+    between two neighbours, [latents]."""
+    number = max(1, round(share * len(values)))
+    return torch.topk(values.float(), min(number + 1, len(values)), dim=0, sorted=True).values[-2:].mean(0)
+
+
 class CoefficientController(nn.Module):
     """Coefficient of a sparsity penalty. Its state are buffers, so a checkpoint holds it."""
 

@@ -42,8 +42,11 @@ class InputStatistics:
 
 
 def measure(cache: Cache, layer: int, order: Order, centre: Literal["mean", "geometric_median", "none"],
-            scale: bool) -> InputStatistics:
-    """Scale and centre from a fixed sample of the blocks of ``order``, in float64."""
+            scale: bool, *, subtracted: bool = True) -> InputStatistics:
+    """Scale and centre from a fixed sample of the blocks of ``order``, in float64.
+
+    The scale brings rows to a mean square of 1, without the centre where it is ``subtracted`` from them.
+    """
     rows = cache.layer(layer)
     blocks = order.sample_blocks(SAMPLE_BLOCKS)
     rows.prefetch(blocks.tolist())
@@ -66,7 +69,9 @@ def measure(cache: Cache, layer: int, order: Order, centre: Literal["mean", "geo
     if scale:
         squares, count = 0.0, 0
         for block in blocks:
-            x = kept(int(block)) - centre32
+            x = kept(int(block))
+            if subtracted:
+                x -= centre32
             squares += float(np.einsum("ij,ij->", x, x))
             count += len(x)
         factor = float(np.sqrt(cache.d_model * count / max(squares, 1e-30)))

@@ -22,6 +22,15 @@ def test_every_table_of_a_recipe_is_valid(path: Path):
     assert plan_saes(sae_tables(recipe, None), train, train.layer or 0, 576)
 
 
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_every_recipe_takes_other_widths(path: Path):
+    recipe = read_recipe(path)
+    train = read_train_config(recipe)
+    as_written, planned = (plan_saes(sae_tables(recipe, widths), train, 0, 576) for widths in (None, [2.0, 4.0]))
+    assert {sae.config.d_sae for sae in planned} == {1152, 2304}
+    assert {sae.architecture for sae in planned} == {sae.architecture for sae in as_written}
+
+
 def test_the_demo_is_a_whole_recipe():
     recipe = read_whole_recipe("demo")
     assert recipe.harvest.model == "smollm2-135m-instruct"

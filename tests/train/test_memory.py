@@ -1,5 +1,9 @@
 """What fits in memory at once, and what is counted."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -42,3 +46,46 @@ def test_processes_on_one_host_share_its_memory(monkeypatch):
     alone = memory_budget(TrainConfig(), "cpu")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert memory_budget(TrainConfig(), "cpu") == pytest.approx(alone / 8, rel=0.2)  # others take and give meanwhile
+
+
+_PEAKS = """
+import torch
+from train.architectures import ARCHITECTURES
+from train.architectures.base import RunLength
+from train.config import TrainConfig, plan_saes
+from train.memory import memory_need
+from train.trainer import Trainer
+
+D_IN, D_SAE, BATCH = 64, 8192, 1024
+train = TrainConfig(batch_size=BATCH)
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+for name, architecture in ARCHITECTURES.items():
+    for state in ("as it starts", "all active", "all silent"):
+        [plan] = plan_saes([{"architecture": name, "d_sae": D_SAE}], train, 9, D_IN)
+        sae = architecture(plan.config, D_IN, RunLength(100, BATCH))
+        trainer = Trainer(name, sae, 1e-3, train, torch.device("cpu"))
+        x = torch.randn(BATCH, D_IN)
+        with torch.no_grad():
+            if state == "all active":
+                sae.b_enc += 100.0
+            if state == "all silent":
+                sae.tokens_since_fired += 10**9
+        step = 0 if state == "as it starts" else 16  # AuxK asks which are silent at every 16th step
+        before = status("VmRSS")
+        open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here
+        trainer.step(x, x.var(), step)
+        print(name, state, (status("VmHWM") - before) / memory_need(plan, D_IN, train, "cpu").step, sep="; ")
+"""
+
+
+def test_no_step_takes_more_than_is_counted():
+    done = subprocess.run([sys.executable, "-c", _PEAKS], capture_output=True, text=True, check=True,
+                          env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"})
+    shares = {tuple(words[:2]): float(words[2]) for words in (line.split("; ") for line in done.stdout.splitlines())}
+    assert len(shares) == 3 * len(ARCHITECTURES)
+    assert max(shares.values()) < 1, shares
+    assert max(shares.values()) > 0.7, shares

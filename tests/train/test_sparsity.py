@@ -5,13 +5,21 @@ import math
 import pytest
 import torch
 
-from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by, share_at_start
+from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by, levels_passed_by, share_at_start
 
 
 @pytest.mark.parametrize(("times", "l0", "d_sae", "share"), [
     (8, 32, 4608, 256 / 4608), (16, 64, 4608, 1 / 8), (8, 3, 48, 1 / 4), (4, 32, 64, 1 / 2)])
 def test_a_start_from_over_four_times_the_l0_keeps_to_an_eighth_of_the_latents(times, l0, d_sae, share):
     assert share_at_start(times, l0, d_sae) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("share", "active"), [(1e-4, 1), (0.01, 1), (0.025, 2), (0.5, 50), (0.99, 99), (1.0, 99)])
+def test_as_many_rows_exceed_a_latents_level_as_the_share_says(share, active):
+    values = torch.randn(100, 7, generator=torch.Generator().manual_seed(0))
+    level = levels_passed_by(share, values)
+    assert ((values > level).sum(0) == active).all()
+    assert levels_passed_by(share, values[:1]).shape == (7,)
 
 
 def simulate(steps, slope=0.8, lag=0.05, drift=1.25):

@@ -36,6 +36,16 @@ def test_scaled_rows_have_mean_zero_and_a_mean_square_of_one_a_dimension(cache):
     assert cache.layer(3).prefetched == set(order.blocks.tolist())  # fewer than a sample takes
 
 
+def test_where_the_centre_is_not_subtracted_rows_have_that_mean_square_with_it(cache):
+    order = order_of(cache)
+    statistics = measure(cache, 3, order, "mean", True, subtracted=False)
+    kept = np.flatnonzero(order.mask[:4000])
+    x = torch.from_numpy(cache.layer(3)[kept].astype(np.float32)) * statistics.scale
+    assert x.square().mean() == pytest.approx(1, abs=1e-4)
+    assert torch.equal(statistics.centre, measure(cache, 3, order, "mean", True).centre)
+    assert statistics.scale < 0.9 * measure(cache, 3, order, "mean", True).scale
+
+
 def test_dropped_rows_do_not_count(cache):
     assert measure(cache, 3, order_of(cache), "mean", True).centre.max() < 20
     assert measure(cache, 3, order_of(cache, drop_classes=(), max_norm=None), "mean", True).centre.min() > 1000

@@ -19,7 +19,8 @@ RECIPE = {
             {"architecture": "standard", "d_sae": 48, "l0": 3.0},
             {"architecture": "topk", "d_sae": 40, "k": 3},
             {"architecture": "gated", "d_sae": 48, "l0": 3.0},
-            {"architecture": "matryoshka", "d_sae": 48, "k": 3, "dead_after_tokens": 256}],
+            {"architecture": "matryoshka", "d_sae": 48, "k": 3, "dead_after_tokens": 256},
+            {"architecture": "standard", "d_sae": 48, "l1_coefficient": 5.0}],
 }
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from shared.recipe import Table
 from train.kernels.products import product
-from train.optimizer import default_beta2, fast_decoder_lr
+from train.optimizer import default_beta2
 from train.shards import ALONE, Shards
 
 
@@ -42,8 +42,8 @@ class SAEConfig(Table):
     lr: float | None = Field(default=None, gt=0)
     """Learning rate at its peak. By default [train] lr, or else a rule (`train.optimizer.default_lr`)."""
     decoder_lr: float | None = Field(default=None, gt=0)
-    """W_dec learns at this multiple of the learning rate. By default a rule of the batch
-    (`train.optimizer.fast_decoder_lr`)."""
+    """W_dec learns at this multiple of the learning rate. By default 3, which explains more than 1 (docs/quality.md);
+    in batches of 128 too (`benchmarks.learning_rate`)."""
     bias_lr: float = Field(default=4.0, gt=0)
     """b_enc learns at this multiple of the learning rate: in a step an input of norm sqrt(d_in) moves a pre-activation
     much further by its weights than by its bias. 4 explains more than 1 in most cases, and never less by more than
@@ -205,8 +205,7 @@ class SAE(nn.Module, ABC):
 
     def lr_multiples(self) -> dict[str, float]:
         """Parameters that learn at another rate than the rest, as multiples of it."""
-        return {"W_dec": self.config.decoder_lr or fast_decoder_lr(self.length.batch_size),
-                "b_enc": self.config.bias_lr}
+        return {"W_dec": self.config.decoder_lr or 3.0, "b_enc": self.config.bias_lr}
 
     def beta2(self) -> float:
         """Adam's decay of the squared gradient where [train] gives none: `default_beta2`, but for JumpReLU."""

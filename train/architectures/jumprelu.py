@@ -39,7 +39,7 @@ from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import decode_active
 from train.kernels.latents import Jump
 from train.shards import ALONE, Shards
-from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by, share_at_start
+from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by, levels_passed_by, share_at_start
 
 _BANDWIDTH = {"tanh": 2.0, "step": 0.001, "target_l0": 0.05}
 _PRE_ACT = {"tanh": 3e-6, "step": 0.0, "target_l0": 3e-6}
@@ -141,8 +141,8 @@ class JumpReLUSAE(SAE):
 
     def _start_thresholds(self, pre_acts: Tensor) -> None:
         """Each latent fires on the same share of the first batch: far fewer to prune than from half of all."""
-        number = max(1, round(share_at_start(self.config.start_l0, self.config.l0, self.d_sae) * len(pre_acts)))
-        self.set_threshold(torch.topk(pre_acts.detach(), number, dim=0, sorted=True).values[-1])
+        share = share_at_start(self.config.start_l0, self.config.l0, self.d_sae)
+        self.set_threshold(levels_passed_by(share, pre_acts.detach()))
 
     def loss(self, x: Tensor, step: int) -> Loss:
         config = self.config

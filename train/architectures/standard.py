@@ -15,7 +15,7 @@ from train.architectures.activations import rectify
 from train.architectures.base import SAE, Loss, RunLength, SAEConfig
 from train.architectures.sparse import active_pairs, decode_pairs, gather_pre_acts, select_pairs
 from train.shards import ALONE, Shards
-from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by, share_at_start
+from train.sparsity import CoefficientController, FixedCoefficient, level_passed_by, levels_passed_by, share_at_start
 
 
 class StandardConfig(SAEConfig):
@@ -61,8 +61,8 @@ class StandardSAE(SAE):
     def start(self, x: Tensor) -> None:
         """Set b_enc from the first batch, so that each latent is active on the same share of it."""
         if self.config.start_l0 is not None and self.config.l1_coefficient is None:
-            number = max(1, round(share_at_start(self.config.start_l0, self.config.l0, self.d_sae) * len(x)))
-            self.b_enc.sub_(torch.topk(self.pre_acts(x).float(), number, dim=0, sorted=True).values[-1])
+            share = share_at_start(self.config.start_l0, self.config.l0, self.d_sae)
+            self.b_enc.sub_(levels_passed_by(share, self.pre_acts(x)))
 
     def loss(self, x: Tensor, step: int) -> Loss:
         if step == 0 and "b_enc" not in self.given:

@@ -24,6 +24,9 @@ from train.statistics import InputStatistics
 DEFAULT_TOKENS = 400_000
 """Training tokens between two measurements, where held_out_steps is not given."""
 
+MISSED = 0.05
+"""Share by which an L0 may differ from the one asked for before it is told."""
+
 _SEED = 0x8E1D
 _CHUNK_ROWS = 1024
 
@@ -54,3 +57,16 @@ def held_out_figures(sae: SAE, sample: Tensor, statistics: InputStatistics) -> d
     num_active, error, variance = sums.tolist()
     return {"held_out_l0": num_active / len(sample),
             "held_out_explained_variance": 1 - error / max(variance, 1e-30)}
+
+
+def missed_l0(asked: float | None, of_training_rows: float, of_held_out_rows: float | None) -> str | None:
+    """What to tell of an SAE that ends with another L0 than ``asked`` (None: any is right); None where it is near."""
+    if asked is None:
+        return None
+    if of_training_rows < (1 - MISSED) * asked:
+        return (f"was asked for an L0 of {asked:g} and has {of_training_rows:.1f} on training rows: so few of its "
+                "latents are positive there. A lower learning rate or a smaller L0 may help.")
+    if of_held_out_rows is not None and abs(of_held_out_rows - asked) > MISSED * asked:
+        return (f"was asked for an L0 of {asked:g} and has it on training rows, but {of_held_out_rows:.1f} on held-out "
+                "ones: what it has learnt fits those it has seen. More tokens bring the two together.")
+    return None

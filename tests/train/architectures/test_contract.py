@@ -122,9 +122,18 @@ def test_a_planted_dictionary_is_found_at_the_asked_l0_in_some_hundred_steps(nam
     steps = 600
     sae = build(name, d_in=24, num_steps=steps, l0=2)
     trainer = Trainer(name, sae, 1e-2, TrainConfig(), torch.device("cpu"))
+    controller = getattr(sae, "controller", None)
+    coefficients = []
     for step in range(steps):
         batch = x[(step % 64) * BATCH : (step % 64 + 1) * BATCH]
+        if step == steps - 120:
+            trainer.figures(step)  # from here on it means the last fifth
         trainer.step(batch, batch.var(), step)
+        coefficients.append(None if controller is None else float(controller.coefficient()))
+    # "step" moves thresholds only by rows within its bandwidth of 0.001, and these few hundred steps hardly have any.
+    assert trainer.figures(steps)["l0"] == pytest.approx(2, rel=0.3 if name == "jumprelu-step" else 0.1)
+    assert len(set(coefficients[-121:])) == 1  # the one that step 480 begins with
+    assert controller is None or coefficients[-1] != pytest.approx(coefficients[0], rel=0.01)
     sae.calibrate([x[: 16 * BATCH]])
     found = (torch.from_numpy(atoms) @ sae.W_dec.detach().t()).max(dim=1).values
     assert (found > 0.9).float().mean() > 0.8

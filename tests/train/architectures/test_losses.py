@@ -83,15 +83,13 @@ def test_adam_looks_back_over_a_tenth_of_the_run_within_bounds_but_for_jumprelu(
         assert build(name, num_steps)[0].beta2() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize(("batch_size", "multiple"),
-                         [(8, 1), (128, 3 / 8**0.5), (512, 3 / 2**0.5), (1024, 3), (8192, 3)])
-def test_the_decoder_learns_three_times_as_fast_but_in_small_batches(batch_size, multiple):
-    length, biases = RunLength(100, batch_size), {"gated": 1, "jumprelu": 10}
+def test_the_decoder_learns_three_times_as_fast():
+    length, biases = RunLength(100, 128), {"gated": 1, "jumprelu": 10}
     for name in ARCHITECTURES:
         others = {"b_enc": biases.get(name, 4)} | ({"theta": 10} if name == "jumprelu" else {})
         config = ARCHITECTURES[name].Config
         assert ARCHITECTURES[name](config(d_sae=D_SAE), D_IN, length).lr_multiples() == pytest.approx(
-            {"W_dec": multiple} | others)
+            {"W_dec": 3} | others)
         given = ARCHITECTURES[name](config(d_sae=D_SAE, decoder_lr=2.0, bias_lr=0.5), D_IN, length)
         assert given.lr_multiples() == {**others, "W_dec": 2, "b_enc": 0.5}
 
@@ -99,9 +97,23 @@ def test_the_decoder_learns_three_times_as_fast_but_in_small_batches(batch_size,
 @pytest.mark.parametrize(("d_sae", "l0", "share"), [(4608, 16, 256 / 4608), (4608, 32, 512 / 4608), (4608, 64, 1 / 8),
                                                     (64, 4, 1 / 4)])
 def test_thresholds_start_where_a_few_times_as_many_latents_fire_as_were_asked_for(d_sae, l0, share):
-    sae = ARCHITECTURES["jumprelu"](ARCHITECTURES["jumprelu"].Config(d_sae=d_sae, l0=l0), D_IN, RunLength(100, 1000))
-    x = torch.randn(1000, D_IN, generator=torch.Generator().manual_seed(0))
-    assert sae.loss(x, 0).l0.item() / d_sae == pytest.approx(share, abs=0.0021)  # two of a latent's 1,000 rows
+    assert l0_at_start("jumprelu", d_sae, l0, 1000) / d_sae == pytest.approx(round(1000 * share) / 1000)
+
+
+@pytest.mark.parametrize(("name", "times"), [("standard", 4), ("gated", 8)])
+def test_biases_start_where_a_few_times_as_many_latents_fire_as_were_asked_for(name, times):
+    assert l0_at_start(name, 2304, 16, 1000) / 2304 == pytest.approx(round(1000 * times * 16 / 2304) / 1000)
+
+
+@pytest.mark.parametrize("name", ["standard", "gated", "jumprelu"])
+def test_a_latent_that_is_to_fire_on_less_than_one_row_of_a_batch_fires_on_one(name):
+    assert l0_at_start(name, 4096, 2, 32) == 4096 / 32
+
+
+def l0_at_start(name, d_sae, l0, batch_size):
+    """L0 of the first step, on rows that the start is made for."""
+    sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=d_sae, l0=l0), D_IN, RunLength(100, batch_size))
+    return sae.loss(torch.randn(batch_size, D_IN, generator=torch.Generator().manual_seed(0)), 0).l0.item()
 
 
 @pytest.mark.parametrize("loss", ["step", "target_l0"])
