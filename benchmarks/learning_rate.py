@@ -1,15 +1,15 @@
-"""How the best learning rates move with the batch: what the rules `train.optimizer.default_lr` and
-`fast_decoder_lr` say of small batches.
+"""How the best learning rates move with the batch and the width, beside the rule `train.optimizer.default_lr`.
 
-    python -m benchmarks.learning_rate [--cache caches/quality --layer 9]
+    python -m benchmarks.learning_rate [--cache caches/quality --layer 9] [--only "8x, 128 rows"]
 
-TopK, k 32, 8x, on the same 307,200 rows in batches of 128 and of 512, each with several rates; and at the rule's rate
-with other multiples of it for the decoder and for the encoder's biases. Explained variance is on held-out rows of
-CONTENT, as in `benchmarks.train_step`.
+TopK, k 32, on the same 307,200 rows, with the default schedule: at half, once and twice the rule's rate, and at the
+rule's rate with other multiples of it for the decoder and for the encoder's biases. Explained variance is on held-out
+rows of CONTENT, as in `benchmarks.train_step`.
 """
 
 import argparse
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.measuring import save
@@ -18,13 +18,29 @@ from shared.reading.cache import open_cache
 from train.optimizer import default_lr
 
 NUM_ROWS = 307_200
-CASES = {128: (8e-4, 3e-3, 4.4e-3), 512: (1.5e-3, 4.4e-3)}
-"""Rates to try beside the rule's, by rows of a batch."""
-MULTIPLES: dict[int, tuple[dict[str, float], ...]] = {
-    128: ({}, {"decoder_lr": 0.5}, {"decoder_lr": 3.0}, {"bias_lr": 1.0}, {"bias_lr": 10.0}),
-    512: ({}, {"decoder_lr": 3.0}, {"bias_lr": 1.0}),
-}
-"""Fields of the SAE to try at the rule's rate, by rows of a batch."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A width and a batch."""
+
+    expansion: int
+    batch_size: int
+    fields: tuple[dict[str, float], ...] = field(default=())
+    """Fields of the SAE to try at the rule's rate."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.expansion}x, {self.batch_size} rows"
+
+
+CASES = (
+    Case(2, 1024),
+    Case(8, 1024),
+    Case(16, 1024),
+    Case(8, 512, ({"decoder_lr": 1.0}, {"bias_lr": 1.0})),
+    Case(8, 128, ({"decoder_lr": 1.0}, {"decoder_lr": 5.0}, {"bias_lr": 1.0}, {"bias_lr": 10.0})),
+)
 
 
 def main() -> None:
@@ -32,32 +48,34 @@ def main() -> None:
     parser.add_argument("--cache", default="caches/quality")
     parser.add_argument("--layer", type=int, default=9)
     parser.add_argument("--rows", type=int, default=NUM_ROWS)
+    parser.add_argument("--only", choices=[case.name for case in CASES], action="append")
     arguments = parser.parse_args()
     cache = open_cache(arguments.cache)
-    d_sae = 8 * cache.d_model
     found: dict[str, dict[str, float]] = {}
+    rules: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_rows(cache, arguments.layer, arguments.rows, Path(folder))
 
-        def measure(batch_size: int, lr: float, fields: dict[str, float]) -> None:
-            num_steps = arguments.rows // batch_size
-            ours = Ours(Path(folder), {"device": "cpu", "architecture": "topk", "batch_size": batch_size,
-                                       "d_sae": d_sae, "k": 32, "lr": lr, "num_steps": num_steps, "sae": fields})
+        def measure(case: Case, name: str, lr: float, fields: dict[str, float]) -> None:
+            num_steps = arguments.rows // case.batch_size
+            ours = Ours(Path(folder), {"device": "cpu", "architecture": "topk", "batch_size": case.batch_size,
+                                       "d_sae": case.expansion * cache.d_model, "k": 32, "lr": lr,
+                                       "num_steps": num_steps, "sae": fields})
             for _ in range(num_steps):
                 ours.step()
-            explained = ours.evaluate()["explained_variance"]
-            name = ", ".join([f"{lr:.2g}", *(f"{key} {value:g}" for key, value in fields.items())])
-            found.setdefault(str(batch_size), {})[name] = explained
+            found.setdefault(case.name, {})[name] = explained = ours.evaluate()["explained_variance"]
             print(f"  {name:24s} {explained:.4f}", flush=True)
 
-        for batch_size in CASES:
-            rule = default_lr(d_sae, arguments.rows, batch_size)
-            print(f"{batch_size} rows: the rule says {rule:.2g}", flush=True)
-            for lr in CASES[batch_size]:
-                measure(batch_size, lr, {})
-            for fields in MULTIPLES[batch_size]:
-                measure(batch_size, rule, fields)
-    save("learning_rate", {"layer": arguments.layer, "rows": arguments.rows, "d_sae": d_sae,
+        for case in CASES:
+            if arguments.only and case.name not in arguments.only:
+                continue
+            rules[case.name] = rule = default_lr(case.expansion * cache.d_model, arguments.rows, case.batch_size)
+            print(f"{case.name}: the rule says {rule:.2g}", flush=True)
+            for multiple in (0.5, 1.0, 2.0):
+                measure(case, f"{multiple:g} of the rule", multiple * rule, {})
+            for fields in case.fields:
+                measure(case, ", ".join(f"{key} {value:g}" for key, value in fields.items()), rule, fields)
+    save("learning_rate", {"layer": arguments.layer, "rows": arguments.rows, "rules": rules,
                            "explained_variance": found})
 
 

@@ -4,7 +4,9 @@
 
 A case is an architecture and a batch size; without one, all are measured. All contenders of a case take the
 same batches in the same order, scaled alike, with the same peak learning rate, with unit decoder norm (or
-what the package has for it), gradient clipping and AuxK on, in turns of a few steps. All cases see as many rows:
+what the package has for it), gradient clipping and AuxK on, in turns of a few steps. Ours has its default schedule;
+sae-lens and dictionary-learning fall over the last fifth, with which they explain more than over four fifths (0.845
+and 0.840, against 0.836 and 0.832, with 128 rows), and sparsify has one of its own. All cases see as many rows:
 with fewer in a batch there are more steps, at a rate that falls with the root of the batch (Malladi et al. 2022,
 arXiv 2205.10287). The gate is quality: explained variance on the same held-out rows after the same number of steps,
 at an L0 no larger than the peer's or the asked one. The floor is what no step can do without: the encoder's product
@@ -118,8 +120,7 @@ class Ours:
         table = architecture.Config.model_validate({"d_sae": config["d_sae"], sparsity: config["k"],
                                                     **config.get("sae", {})})
         sae = architecture(table, self._held_out.shape[1], RunLength(config["num_steps"], config["batch_size"]))
-        schedule = TrainConfig(warmup_share=0.05, decay_share=0.2)
-        self._trainer = Trainer("ours", sae, config["lr"], schedule, torch.device(device))
+        self._trainer = Trainer("ours", sae, config["lr"], TrainConfig(), torch.device(device))
         self._done = 0
 
     def step(self) -> None:

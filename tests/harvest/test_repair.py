@@ -120,7 +120,8 @@ def test_killed_at_any_time_and_given_again_it_ends_with_the_bytes_that_were_the
     assert ended.code == 0, ended.err
     assert arrays(copy) == arrays(cache_folder)
     assert set(newest_generations(copy, pass_id).values()) == {1}
-    assert not list((copy / "tmp").iterdir())
+    if not ended.out.endswith("nothing to repair\n"):  # else the last kill came after all units, and gc clears up
+        assert not list((copy / "tmp").iterdir())
 
 
 class Killed(BaseException):

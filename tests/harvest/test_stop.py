@@ -24,7 +24,8 @@ CASES = [
 ]
 
 TWO_SIGNALS = """
-import os, signal, time, shared.storage as storage
+import os, signal, time, shared.storage as storage, shared.terminal
+shared.terminal._ONE_SIGNAL = 0.1  # seconds after which a signal is a second one
 done = []
 def observe(operation, path):
     seen = str(path)
