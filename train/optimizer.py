@@ -18,9 +18,9 @@ def default_lr(d_sae: int, num_tokens: int, batch_size: int) -> float:
     1/sqrt(d_sae) is the rule in general use (Gao et al. 2024). The second factor joins two measured points:
     3e-3 to 4e-3 is best for a run of a million tokens at d_sae 4,608, and libraries use 4e-4 for the same
     width at 500 million. The root of the batch is Adam's (Malladi et al. 2022, arXiv 2205.10287). On 307,200 tokens of
-    layer 9 of the embedded model TopK explains more at the rule's rate than at half or twice of it, in every case of
-    `benchmarks.learning_rate`: batches of 1,024 at 2x, 8x and 16x (0.841, 0.868 and 0.872, at most 0.005 less), and 8x
-    with 512 and with 128 (0.872 and 0.874). Larger batches than 1,024 were not measured.
+    layer 9 of the embedded model TopK explains most at the rule's rate in every case of `benchmarks.learning_rate`:
+    0.841, 0.868 and 0.872 with 1,024 rows at 2x, 8x and 16x, 0.871 and 0.874 with 512 and 128 at 8x; at half or twice
+    the rate 0.003 to 0.013 less. Larger batches than 1,024 were not measured.
     """
     of_run = min(6e-3, 3e-3 * math.sqrt(4608 / d_sae) * (1e6 / max(1, num_tokens)) ** (1 / 3))
     return float(of_run * math.sqrt(min(1.0, batch_size / 1024)))
