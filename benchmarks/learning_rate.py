@@ -75,6 +75,8 @@ def main() -> None:
                 measure(case, f"{multiple:g} of the rule", multiple * rule, {})
             for fields in case.fields:
                 measure(case, ", ".join(f"{key} {value:g}" for key, value in fields.items()), rule, fields)
+    if arguments.only:
+        return  # the file has all cases, of one run
     save("learning_rate", {"layer": arguments.layer, "rows": arguments.rows, "rules": rules,
                            "explained_variance": found})
 

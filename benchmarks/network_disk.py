@@ -6,8 +6,7 @@
 The cache is seen through a mirror that takes so many milliseconds for every request. The training's window loader
 loads a window from it, cold, from the opening of the cache on, with its own way to read a block and with others:
 
-- mapped: ours. The kernel is asked for all blocks of a piece, a few pages at a time, and each is taken when it is
-  there;
+- mapped: ours. The kernel is asked for all blocks of a piece, 128 KiB at a time, and each is taken when it is there;
 - mapped, block by block: it is asked for each block of a piece as a whole;
 - mapped, not asked: each block is touched when its turn comes;
 - pread: each block is read into a buffer when its turn comes.

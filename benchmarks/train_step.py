@@ -2,15 +2,15 @@
 
     python -m benchmarks.train_step --peers .venv-peers/bin/python [topk-1024 jumprelu-1024 ...]
 
-A case is an architecture and a batch size; without one, all are measured. All contenders of a case take the
-same batches in the same order, scaled alike, with the same peak learning rate, with unit decoder norm (or
-what the package has for it), gradient clipping and AuxK on, in turns of a few steps. Ours has its default schedule;
-sae-lens and dictionary-learning fall over the last fifth, with which they explain more than over four fifths (0.845
-and 0.840, against 0.836 and 0.832, with 128 rows), and sparsify has one of its own. All cases see as many rows:
-with fewer in a batch there are more steps, at a rate that falls with the root of the batch (Malladi et al. 2022,
-arXiv 2205.10287). The gate is quality: explained variance on the same held-out rows after the same number of steps,
-at an L0 no larger than the peer's or the asked one. The floor is what no step can do without: the encoder's product
-and the optimiser's pass over weights and moments.
+A case is an architecture and a batch size; without one, all are measured. All contenders of a case take the same
+batches in the same order, scaled alike, with the same peak learning rate, with unit decoder norm (or what the package
+has for it), gradient clipping and AuxK on, in turns of a few steps. Ours has its default schedule; sae-lens and
+dictionary-learning fall over the last fifth, with which they explain more than over four fifths (0.845 and 0.840,
+against 0.836 and 0.832, with 128 rows and ``decay_steps`` set to that), and sparsify has one of its own. All cases
+see as many rows: with fewer in a batch there are more steps, at a rate that falls with the root of the batch (Malladi
+et al. 2022, arXiv 2205.10287). The gate is quality: explained variance on the same held-out rows after the same
+number of steps, at an L0 no larger than the peer's or the asked one. The floor is what no step can do without: the
+encoder's product and the optimiser's pass over weights and moments.
 """
 
 import argparse
