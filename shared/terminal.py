@@ -88,9 +88,7 @@ def wait_to_be_requeued(seconds: float = 600.0) -> None:
         signal.signal(number, _end_at_once)
     sys.stderr.write("Stopped, all is safe. Waiting for SLURM to end this job, so that it requeues a preempted one.\n")
     sys.stderr.flush()
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        time.sleep(left)
+    time.sleep(seconds)  # goes on after a signal whose handler returns
 
 
 def _stop_at_once(number: int, _: FrameType | None) -> None:
