@@ -8,6 +8,7 @@ import resource
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -36,6 +37,7 @@ def run_command(command: Callable[[], object]) -> None:
     """
     faulthandler.enable()  # a bus error (a mapped file truncated under us) prints where it happened
     _allow_open_files()
+    sys.unraisablehook = _stop_again
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop_at_once)
     try:
@@ -49,6 +51,9 @@ def run_command(command: Callable[[], object]) -> None:
         sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
         sys.exit(1)
     except SystemExit as end:
+        if isinstance(end, _Stopped):
+            name = signal.Signals(end.number).name
+            sys.stderr.write(f"\nStopped by {name}. The same command again goes on from here.\n")
         if end.code == 128 + signal.SIGTERM:
             wait_to_be_requeued()
         raise
@@ -91,12 +96,31 @@ def wait_to_be_requeued(seconds: float = 600.0) -> None:
     time.sleep(seconds)  # goes on after a signal whose handler returns
 
 
+class _Stopped(SystemExit):
+    """Unwinds a command at a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
 def _stop_at_once(number: int, _: FrameType | None) -> None:
     """While no work is open: unwind and end."""
-    if _is_the_first_again():
+    global _first_signal
+    if not _is_the_first_again():
+        _first_signal = time.monotonic()
+        raise _Stopped(number)
+
+
+def _stop_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Python drops what is raised while it frees an object, in ``__del__`` or a weak reference's callback. A signal may
+    come just then, and a scheduler sends it once: give it to ourselves again when that is over."""
+    global _first_signal
+    if not isinstance(lost.exc_value, _Stopped):
+        sys.__unraisablehook__(lost)
         return
-    sys.stderr.write(f"\nStopped by {signal.Signals(number).name}. The same command again goes on from here.\n")
-    sys.exit(128 + number)
+    _first_signal = -math.inf
+    threading.Timer(0.01, os.kill, (os.getpid(), lost.exc_value.number)).start()
 
 
 class StopSignal:

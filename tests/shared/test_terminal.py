@@ -72,6 +72,34 @@ def test_a_signal_ends_a_command_with_128_and_its_number(number):
     assert "Traceback" not in err
 
 
+FREED = """
+def signalled(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000):
+        pass
+
+class Freed:
+    __del__ = signalled
+"""
+"""The signal's handler runs, and raises, where Python can hand nothing on."""
+
+
+@pytest.mark.parametrize("body", [
+    "Freed()",
+    "import weakref\nheld = {1}\nreference = weakref.ref(held, signalled)\ndel held",
+])
+def test_a_signal_while_an_object_is_freed_is_not_lost(body):
+    code, out, err = ended(f"{body}\ntime.sleep(20)\nprint('went on')", before=FREED)
+    assert (code, out) == (128 + signal.SIGTERM, "")
+    assert err == "\nStopped by SIGTERM. The same command again goes on from here.\n"
+
+
+def test_what_else_is_raised_while_an_object_is_freed_is_told():
+    code, _, err = ended("Freed()", before="class Freed:\n    def __del__(self):\n        raise ValueError('ours')")
+    assert code == 0
+    assert "ValueError: ours" in err
+
+
 LOOP = """
 with terminal.StopSignal() as stop:
     print('here', flush=True)
