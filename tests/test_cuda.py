@@ -214,6 +214,22 @@ def test_a_recorded_step_is_the_step_as_it_is(name):
         torch.testing.assert_close(found[True][key], value, rtol=1e-3, atol=1e-5, equal_nan=True, msg=key)
 
 
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_to_leave_rows_of_a_gradient_unwritten_changes_nothing(name):
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(32, 32, generator=generator).to(DEVICE) for _ in range(20)]
+    found = []
+    for skips_zeros in (True, False):
+        sae = small_sae(name, RunLength(20, 32), dead_after_tokens=128, init="kaiming")
+        trainer = Trainer(name, sae, 3e-3, TrainConfig(), torch.device(DEVICE))
+        trainer.sae.skips_zeros &= skips_zeros
+        for step, x in enumerate(data):
+            trainer.step(x, x.var(), step)
+        found.append(trainer.state())
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-3, atol=1e-5, equal_nan=True, msg=key)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_pass_over_all_latents_is_that_of_the_cpu(dtype):
     generator = torch.Generator().manual_seed(0)

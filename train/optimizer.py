@@ -86,18 +86,24 @@ class Adam:
         } for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
-    def step(self, factor: float | Tensor, max_norm: float | None = None) -> None:
+    def step(self, factor: float | Tensor, max_norm: float | None = None,
+             written: Mapping[str, Tensor] | None = None) -> None:
         """One update at ``factor`` times the peak rate; the gradients are dropped. No wait for the device.
 
         Args:
             factor: a number; on CUDA also a scalar on the device.
             max_norm: the largest global norm of all gradients, without the parts along unit rows; a larger one
                 is scaled down to it.
+            written: on CUDA, matrices of whose gradients only some rows are written, along memory, and which
+                (`train.kernels.rows.row_sums`).
         """
+        written = written or {}
         gradients = {name: parameter.grad for name, parameter in self.parameters.items()
                      if parameter.grad is not None}
-        sums = {name: row_sums(self.parameters[name], gradient, unit_rows=name in self._unit_rows)
-                for name, gradient in gradients.items() if max_norm is not None or name in self._unit_rows}
+        sums = {name: row_sums(self.parameters[name], gradient, unit_rows=name in self._unit_rows,
+                               written=written.get(name))
+                for name, gradient in gradients.items()
+                if max_norm is not None or name in self._unit_rows or name in written}
         divisor = None
         if max_norm is not None:
             squares = {name: of.squares.sum() for name, of in sums.items()}

@@ -37,7 +37,8 @@ class Trainer:
         # On CUDA what changes from step to step is read from the device, so that a recorded step can be replayed.
         self._scalars = torch.zeros(2, dtype=torch.float64, device=device) if device.type == "cuda" else None
         # Without Triton some operations wait for the device, and the sums between processes are not ours to record.
-        recorded = on_triton(self._sums) and sae.shards.size == 1
+        self.sae.skips_zeros = on_triton(self._sums)
+        recorded = self.sae.skips_zeros and sae.shards.size == 1
         self._graphs = StepGraphs() if recorded else None
 
     def step(self, x: Tensor, variance: Tensor, step: int) -> None:
@@ -69,7 +70,8 @@ class Trainer:
         with torch.autocast("cuda", dtype=torch.bfloat16) if self._autocast else nullcontext():
             loss = self.sae.loss(x, step)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        self.adam.step(factor, self.config.grad_clip or None)
+        written = {} if loss.with_gradient is None else dict.fromkeys(("W_enc", "W_dec"), loss.with_gradient)
+        self.adam.step(factor, self.config.grad_clip or None, written)
         self.sae.after_step(loss, len(x), number)
         one = torch.ones((), device=x.device)
         self._sums += torch.stack([part.detach().float() for part in

@@ -105,6 +105,9 @@ class Loss:
     """Mean number of active latents in a row."""
     counts: Tensor
     """Integers [width]: in how many rows each of this process's latents was active."""
+    with_gradient: Tensor | None = None
+    """bool [width]: the latents whose rows of W_enc's and W_dec's gradients are written (`SAE.skips_zeros`), or None
+    for all."""
 
 
 class SAE(nn.Module, ABC):
@@ -145,6 +148,8 @@ class SAE(nn.Module, ABC):
         self.register_buffer("tokens_fired", torch.zeros(self.width, dtype=torch.int64))
         self.given: frozenset[str] = frozenset()
         """Parameters that came from another SAE (`start_from`): the first batch does not set them."""
+        self.skips_zeros = False
+        """Whether a gradient's rows of zeros may be left unwritten, on CUDA: for who heeds `Loss.with_gradient`."""
 
     @torch.no_grad()
     def start_from(self, weights: Mapping[str, Tensor]) -> None:

@@ -66,7 +66,8 @@ class MatryoshkaSAE(BatchTopKSAE):
         self.register_buffer("group_of", groups, persistent=False)
 
     def loss(self, x: Tensor, step: int) -> Loss:
-        parts, counts, silent = self._parts_sparse(x) if self.sums_pairs(x) else self._parts_dense(x)
+        found = self._parts_sparse(x) if self.sums_pairs(x) else self._parts_dense(x)
+        parts, counts, silent, with_gradient = found
         residual = x - self.b_dec
         prefix_errors = []
         for part in self.shards.sum(parts).unbind(1):
@@ -77,17 +78,18 @@ class MatryoshkaSAE(BatchTopKSAE):
         total = error if aux is None else error + aux
         return Loss(total=total, mse=prefix_errors[-1].detach() / self.d_in, sparsity=error.new_zeros(()),
                     aux=error.new_zeros(()) if aux is None else aux.detach(),
-                    l0=self.shards.sum(counts.sum()) / len(x), counts=counts)
+                    l0=self.shards.sum(counts.sum()) / len(x), counts=counts, with_gradient=with_gradient)
 
-    def _parts_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights]:
-        """Each group's part of the reconstruction ``[batch, groups, d_in]``, counts and silent latents; over selected
-        pairs only."""
+    def _parts_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights, Tensor | None]:
+        """Each group's part of the reconstruction ``[batch, groups, d_in]``, counts, silent latents and
+        `Loss.with_gradient`; over selected pairs only."""
         values, selection, counts, encoder, biases = self.select(x)
         by_group = divided(selection, self.group_of, len(self.group_sizes))
         parts, decoder = decode_pairs(values, self.W_dec, by_group, self._silent_list)
-        return parts.view(len(x), -1, self.d_in), counts, SilentWeights(encoder, biases, decoder)
+        silent = SilentWeights(encoder, biases, decoder)
+        return parts.view(len(x), -1, self.d_in), counts, silent, selection.written
 
-    def _parts_dense(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights]:
+    def _parts_dense(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights, None]:
         """The same through dense autograd."""
         pre_acts = self.pre_acts(x)
         with torch.no_grad():
@@ -97,4 +99,4 @@ class MatryoshkaSAE(BatchTopKSAE):
         latents = torch.split(pre_acts * mask, self.group_sizes, dim=1)
         decoders = torch.split(self.W_dec, self.group_sizes)
         parts = [product(group, W_dec) for group, W_dec in zip(latents, decoders, strict=True)]
-        return torch.stack(parts, 1), mask.sum(0), self._silent_weights()
+        return torch.stack(parts, 1), mask.sum(0), self._silent_weights(), None

@@ -49,6 +49,8 @@ class Selection:
     """[d_sae]: where each latent's pairs begin in that order."""
     counts: Tensor
     """[d_sae]: pairs of each latent."""
+    written: Tensor | None = None
+    """bool [d_sae]: latents whose rows of the weights' gradients are to be written, or None for all."""
 
 
 def select_pairs(flat: Tensor, batch: int, d_sae: int) -> Selection:
@@ -111,7 +113,8 @@ def _operand(matrix: Tensor, selection: Selection) -> Tensor:
 
 def _sum_by_latent(dense: Tensor, values: Tensor, selection: Selection) -> Tensor:
     """``sum over pairs of values * dense[row]`` for each latent: [batch, d], [n] -> [d_sae, d]."""
-    return bag_sum(dense, selection.rows_by_latent, selection.latent_offsets, values[selection.by_latent])
+    return bag_sum(dense, selection.rows_by_latent, selection.latent_offsets, values[selection.by_latent],
+                   selection.written)
 
 
 def _decode(values: Tensor, W_dec: Tensor, selection: Selection) -> Tensor:

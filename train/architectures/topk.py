@@ -9,7 +9,7 @@ while (counted in tokens), so that dead latents learn what the others miss. With
 square of 1 per dimension, both terms are in units of explained variance times d_in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -107,23 +107,26 @@ class TopKSAE(SAE):
         return pairs.flatten() if among is None else pairs[among[0]]
 
     def loss(self, x: Tensor, step: int) -> Loss:
-        x_hat, counts, silent = self._reconstruct_sparse(x) if self.sums_pairs(x) else self._reconstruct_dense(x)
+        parts = self._reconstruct_sparse(x) if self.sums_pairs(x) else self._reconstruct_dense(x)
+        x_hat, counts, silent, with_gradient = parts
         error = self.reconstruction_error(x, x_hat)
         aux = self.aux_loss(x, x_hat, silent)
         total = error if aux is None else error + aux
         return Loss(total=total, mse=error.detach() / self.d_in, sparsity=error.new_zeros(()),
                     aux=error.new_zeros(()) if aux is None else aux.detach(),
-                    l0=self.shards.sum(counts.sum()) / len(x), counts=counts)
+                    l0=self.shards.sum(counts.sum()) / len(x), counts=counts, with_gradient=with_gradient)
 
     def sums_pairs(self, x: Tensor) -> bool:
         """Whether a step on ``x`` decodes selected pairs alone, or all latents by dense products."""
         return self.sparse_on_cpu if x.device.type == "cpu" else self.k <= _SPARSE_SHARE_ON_CUDA * self.d_sae
 
-    def _reconstruct_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights]:
-        """Reconstruction, counts and silent latents; the same sums as the dense form, over selected pairs."""
+    def _reconstruct_sparse(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights, Tensor | None]:
+        """Reconstruction, counts, silent latents and `Loss.with_gradient`; the same sums as the dense form, over
+        selected pairs."""
         values, selection, counts, encoder, biases = self.select(x)
         decoded, decoder = decode_pairs(values, self.W_dec, selection, self._silent_list)
-        return self.shards.sum(decoded) + self.b_dec, counts, SilentWeights(encoder, biases, decoder)
+        silent = SilentWeights(encoder, biases, decoder)
+        return self.shards.sum(decoded) + self.b_dec, counts, silent, selection.written
 
     def select(self, x: Tensor) -> tuple[Tensor, Selection, Tensor, Tensor, Tensor]:
         """What a training batch selects.
@@ -135,6 +138,10 @@ class TopKSAE(SAE):
         with torch.no_grad():
             pre_acts = self.pre_acts(x)
             selection = select_pairs(self.choose(pre_acts), len(x), self.width)
+            if self.skips_zeros:
+                selected = selection.counts > 0
+                silent = nothing_of(x) if self._silent_list is None else self._silent_list
+                selection = replace(selection, written=selected.index_fill_(0, silent, True))
         values, encoder, biases = gather_pre_acts(x, self.W_enc, self.b_enc, pre_acts, selection, self._silent_list)
         values = values.relu()
         active = values.detach() > 0
@@ -142,7 +149,7 @@ class TopKSAE(SAE):
         counts.index_add_(0, selection.latents, active.to(torch.int32))
         return values, selection, counts, encoder, biases
 
-    def _reconstruct_dense(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights]:
+    def _reconstruct_dense(self, x: Tensor) -> tuple[Tensor, Tensor, SilentWeights, None]:
         """The same through dense autograd: the form for many latents on a GPU, and the reference for tests."""
         pre_acts = self.pre_acts(x)
         with torch.no_grad():
@@ -150,7 +157,7 @@ class TopKSAE(SAE):
             mask.view(-1).index_fill_(0, self.choose(pre_acts), True)
             mask &= pre_acts > 0
         x_hat = self.decode(pre_acts * mask)
-        return x_hat, mask.sum(0), self._silent_weights()
+        return x_hat, mask.sum(0), self._silent_weights(), None
 
     def _silent_weights(self) -> SilentWeights:
         """What AuxK learns with, by autograd's own selection of rows."""

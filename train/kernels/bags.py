@@ -7,7 +7,7 @@ from torch.nn.functional import embedding_bag
 from train.kernels.device import on_triton
 
 
-def bag_sum(dense: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
+def bag_sum(dense: Tensor, indices: Tensor, offsets: Tensor, values: Tensor, written: Tensor | None = None) -> Tensor:
     """``out[b] = sum over the bag's pairs p of values[p] * dense[indices[p]]``, in float32.
 
     Args:
@@ -15,13 +15,14 @@ def bag_sum(dense: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> 
         indices: ``[n]`` int64, rows of ``dense``; the pairs of a bag follow one another.
         offsets: ``[bags]`` int64, where each bag begins.
         values: ``[n]`` float32.
+        written: ``[bags]`` bool, all that are not empty among them: other rows of the result may hold anything.
 
     Returns:
         ``[bags, d]``
     """
     if on_triton(dense):
         from train.kernels import triton_bags
-        return triton_bags.bag_sum(dense, indices, offsets, values)
+        return triton_bags.bag_sum(dense, indices, offsets, values, written)
     return embedding_bag(indices, dense, offsets, mode="sum", per_sample_weights=values)
 
 

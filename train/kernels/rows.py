@@ -24,12 +24,19 @@ class RowSums(NamedTuple):
     read again; else of the whole, a scalar."""
 
 
-def row_sums(weights: Tensor, gradient: Tensor, *, unit_rows: bool) -> RowSums:
-    """See `RowSums`. ``weights`` are float32 of any shape, with ``unit_rows`` ``[rows, d]``."""
+def row_sums(weights: Tensor, gradient: Tensor, *, unit_rows: bool, written: Tensor | None = None) -> RowSums:
+    """See `RowSums`.
+
+    Args:
+        weights: float32 of any shape, with ``unit_rows`` ``[rows, d]``.
+        written: for Triton's kernels, bool ``[rows]`` along memory: the gradient of other rows is zero, whatever it
+            holds, and is read neither here nor by `adam`.
+    """
     weights, gradient = _along_memory(weights, gradient)
     if on_triton(weights) and weights.dim() == 2:
         from train.kernels import triton_rows
-        return RowSums(*triton_rows.row_sums(weights, gradient, unit_rows=unit_rows))
+        return RowSums(*triton_rows.row_sums(weights, gradient, written, unit_rows=unit_rows))
+    assert written is None
     along = None
     if unit_rows:
         along = torch.cat([torch.linalg.vecdot(gradient[rows], weights[rows]) for rows in _row_blocks(weights)])

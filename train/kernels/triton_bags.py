@@ -13,7 +13,8 @@ from torch import Tensor
 
 
 @triton.jit
-def _bag_sum(dense, indices, offsets, values, out, bags, pairs, d, COLUMNS: tl.constexpr, PAIRS: tl.constexpr):
+def _bag_sum(dense, indices, offsets, values, written, out, bags, pairs, d,
+             SOME: tl.constexpr, COLUMNS: tl.constexpr, PAIRS: tl.constexpr):
     bag = tl.program_id(0)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < d
@@ -34,6 +35,8 @@ def _bag_sum(dense, indices, offsets, values, out, bags, pairs, d, COLUMNS: tl.c
         value = tl.load(values + pair, mask=there, other=0.0)
         rows = tl.load(dense + index[:, None] * d + columns[None, :], mask=there[:, None] & inside[None, :], other=0.0)
         total += tl.sum(rows.to(tl.float32) * value[:, None], 0)
+    if SOME:
+        inside = columns < tl.where(tl.load(written + bag) != 0, d, 0)
     tl.store(out + bag.to(tl.int64) * d + columns, total, mask=inside)
 
 
@@ -53,14 +56,14 @@ def _pair_products(left, left_rows, right, right_rows, out, pairs, d, COLUMNS: t
     tl.store(out + pair, total, mask=there)
 
 
-def bag_sum(dense: Tensor, indices: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
+def bag_sum(dense: Tensor, indices: Tensor, offsets: Tensor, values: Tensor, written: Tensor | None = None) -> Tensor:
     """See `train.kernels.bags.bag_sum`."""
     bags, d = len(offsets), dense.shape[1]
     out = torch.empty(bags, d, dtype=torch.float32, device=dense.device)
     columns = min(1024, max(256, triton.next_power_of_2(d)))
     _bag_sum[bags, triton.cdiv(d, columns)](
-        dense.contiguous(), indices, offsets, values.contiguous(), out, bags, len(indices), d,
-        COLUMNS=columns, PAIRS=8, num_warps=columns // 256)
+        dense.contiguous(), indices, offsets, values.contiguous(), written, out, bags, len(indices), d,
+        SOME=written is not None, COLUMNS=columns, PAIRS=8, num_warps=columns // 256)
     return out
 
 

@@ -1,8 +1,8 @@
 """`train.kernels.rows` for CUDA: a program a row, which is read once and written once.
 
 With few rows in a batch most latents are selected in none of them, and their rows of a gradient are zeros: 85 % of them
-with 128 rows, k 32 and 24,576 latents. `row_sums` finds them, and neither reads what they would be multiplied with nor
-lets `adam` read them again.
+with 128 rows, k 32 and 24,576 latents. `row_sums` is told of them or finds them, and neither reads what they would be
+multiplied with nor lets `adam` read them again.
 """
 
 import math
@@ -16,11 +16,15 @@ from train.kernels.rows import EPS
 
 
 @triton.jit
-def _row_sums(weights, gradient, along, squares, d, COLUMNS: tl.constexpr, UNIT: tl.constexpr):
+def _row_sums(weights, gradient, written, along, squares, d,
+              COLUMNS: tl.constexpr, UNIT: tl.constexpr, SOME: tl.constexpr):
     row = tl.program_id(0)
     columns = tl.arange(0, COLUMNS)
     at = row.to(tl.int64) * d + columns
-    g = tl.load(gradient + at, mask=columns < d, other=0.0)
+    there = d
+    if SOME:
+        there = tl.where(tl.load(written + row) != 0, d, 0)
+    g = tl.load(gradient + at, mask=columns < there, other=0.0)
     square = tl.sum(g * g, 0)
     tl.store(squares + row, square)
     if UNIT:
@@ -59,13 +63,14 @@ def _adam(weights, gradient, along, squares, means, mean_squares, step, divisor,
     tl.store(mean_squares + at, v, mask=inside)
 
 
-def row_sums(weights: Tensor, gradient: Tensor, *, unit_rows: bool) -> tuple[Tensor | None, Tensor]:
+def row_sums(weights: Tensor, gradient: Tensor, written: Tensor | None = None, *,
+             unit_rows: bool) -> tuple[Tensor | None, Tensor]:
     """See `train.kernels.rows.row_sums`: ``[rows]`` each."""
     rows, d = weights.shape
     along, squares = torch.empty(2, rows, dtype=torch.float32, device=weights.device)
     columns = triton.next_power_of_2(d)
-    _row_sums[rows,](weights, gradient.contiguous(), along, squares, d,
-                     COLUMNS=columns, UNIT=unit_rows, num_warps=_warps(columns))
+    _row_sums[rows,](weights, gradient.contiguous(), written, along, squares, d,
+                     COLUMNS=columns, UNIT=unit_rows, SOME=written is not None, num_warps=_warps(columns))
     return along if unit_rows else None, squares
 
 
