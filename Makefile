@@ -37,7 +37,8 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=660
 watchers = tensorboard,wandb,trackio
 
 # Tests run on every core; those of a file in one process, for they share what takes long to make.
-together = -n auto --maxprocesses 4 --dist loadfile
+# Files start in their order, crash tests first: by default those with few tests come last, and ours of these run longest.
+together = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 # harvest, train and tests are folders too: without .PHONY, make calls them up to date.
