@@ -1,5 +1,6 @@
 """Killed at any time and started again, a harvest ends with the bytes of one that was never stopped."""
 
+import os
 import random
 import shutil
 import signal
@@ -32,6 +33,9 @@ def promised_by_command(command, llama, chat_file, cache):
 
 
 def units_there(cache: Path) -> int:
+    """Committed units; -1 before there is a plan, -2 before there is a folder."""
+    if not cache.exists():
+        return -2
     return len(list(cache.glob("commits/*/*.json"))) if (cache / "plan.json").exists() else -1
 
 
@@ -46,14 +50,17 @@ def test_killed_at_random_times_and_run_again_it_leaves_the_same_bytes(
 ):
     rng = random.Random(1)
     states = []
-    started = time.monotonic()  # a busy machine is slow: kills are spread over what a run takes now
-    promised_by_command(command, llama, chat_file, tmp_path / "timed")
-    seconds = time.monotonic() - started
     for trial in range(3):
         cache = tmp_path / f"cache{trial}"
-        for _ in range(4):
-            ended = command.kill_after(rng.uniform(0.1, 1.0) * seconds, *arguments(llama, chat_file, cache))
-            states.append(units_there(cache) if cache.exists() else -2)
+        for wanted in sorted(rng.sample(range(-2, 9), 4)):  # units there when it is killed, or a little more
+            pid = command.start(*arguments(llama, chat_file, cache))
+            deadline = time.monotonic() + 60
+            while units_there(cache) < wanted and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.05))
+            os.kill(pid, signal.SIGKILL)
+            ended = command.wait()
+            states.append(units_there(cache))
             assert ended.code in {-signal.SIGKILL, 0}, ended.err
         assert promised_by_command(command, llama, chat_file, cache) == undisturbed
         assert not [path for path in (cache / "tmp").rglob("*") if path.is_file()]
