@@ -51,9 +51,6 @@ def run_command(command: Callable[[], object]) -> None:
         sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
         sys.exit(1)
     except SystemExit as end:
-        if isinstance(end, _Stopped):
-            name = signal.Signals(end.number).name
-            sys.stderr.write(f"\nStopped by {name}. The same command again goes on from here.\n")
         if end.code == 128 + signal.SIGTERM:
             wait_to_be_requeued()
         raise
@@ -99,17 +96,14 @@ def wait_to_be_requeued(seconds: float = 600.0) -> None:
 class _Stopped(SystemExit):
     """Unwinds a command at a signal."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.number = number
-
 
 def _stop_at_once(number: int, _: FrameType | None) -> None:
     """While no work is open: unwind and end."""
     global _first_signal
     if not _is_the_first_again():
         _first_signal = time.monotonic()
-        raise _Stopped(number)
+        sys.stderr.write(f"\nStopped by {signal.Signals(number).name}. The same command again goes on from here.\n")
+        raise _Stopped(128 + number)
 
 
 def _stop_again(lost: "sys.UnraisableHookArgs") -> None:
@@ -120,7 +114,7 @@ def _stop_again(lost: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(lost)
         return
     _first_signal = -math.inf
-    threading.Timer(0.01, os.kill, (os.getpid(), lost.exc_value.number)).start()
+    threading.Timer(0.01, os.kill, (os.getpid(), lost.exc_value.args[0] - 128)).start()
 
 
 class StopSignal:

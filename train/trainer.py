@@ -36,9 +36,9 @@ class Trainer:
         self._sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=device)
         # On CUDA what changes from step to step is read from the device, so that a recorded step can be replayed.
         self._scalars = torch.zeros(2, dtype=torch.float64, device=device) if device.type == "cuda" else None
+        self.sae.skips_zeros = on_triton(self._sums)  # as `_step` tells the optimiser
         # Without Triton some operations wait for the device, and the sums between processes are not ours to record.
-        self.sae.skips_zeros = on_triton(self._sums)
-        recorded = self.sae.skips_zeros and sae.shards.size == 1
+        recorded = on_triton(self._sums) and sae.shards.size == 1
         self._graphs = StepGraphs() if recorded else None
 
     def step(self, x: Tensor, variance: Tensor, step: int) -> None:

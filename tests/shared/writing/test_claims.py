@@ -21,7 +21,7 @@ from tests.shared import small
 
 GEOMETRY = Geometry(1000, 900, 2, 128, 1)
 PASS_ID = small.PASS.pass_id
-TODO = [Work(unit) for unit in range(GEOMETRY.num_units)]
+EVERY_UNIT = [Work(unit) for unit in range(GEOMETRY.num_units)]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def claim_and_sleep(cache):
 
     def action():
         with writer_folder(cache) as writer:
-            assert Claims(cache, PASS_ID, writer).take(TODO) == Work(0)
+            assert Claims(cache, PASS_ID, writer).take(EVERY_UNIT) == Work(0)
             time.sleep(60)
 
     pid = child(action)
@@ -74,11 +74,11 @@ def kill(pid):
 def test_two_writers_are_given_different_units_until_none_is_left(cache):
     with writer_folder(cache) as one, writer_folder(cache) as other:
         first, second = Claims(cache, PASS_ID, one), Claims(cache, PASS_ID, other)
-        taken = [claims.take(TODO) for _ in range(4) for claims in (first, second)]
-        assert sorted(taken) == TODO
-        assert first.take(TODO) is None
-        assert set(first.others(TODO).values()) == {other}
-        assert holders(cache) == {(PASS_ID, work.unit, 0): (one, other)[work in taken[1::2]] for work in TODO}
+        taken = [claims.take(EVERY_UNIT) for _ in range(4) for claims in (first, second)]
+        assert sorted(taken) == EVERY_UNIT
+        assert first.take(EVERY_UNIT) is None
+        assert set(first.others(EVERY_UNIT).values()) == {other}
+        assert holders(cache) == {(PASS_ID, work.unit, 0): (one, other)[work in taken[1::2]] for work in EVERY_UNIT}
 
 
 def test_eight_writers_at_once_are_never_given_the_same_unit(cache):
@@ -87,7 +87,7 @@ def test_eight_writers_at_once_are_never_given_the_same_unit(cache):
     def work():
         with writer_folder(cache) as writer:
             claims = Claims(cache, PASS_ID, writer)
-            while (mine := claims.take(TODO)) is not None:
+            while (mine := claims.take(EVERY_UNIT)) is not None:
                 taken.append(mine)
             barrier.wait()
 
@@ -97,21 +97,21 @@ def test_eight_writers_at_once_are_never_given_the_same_unit(cache):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(taken) == TODO
+    assert sorted(taken) == EVERY_UNIT
 
 
 def test_what_is_given_back_can_be_taken_at_once(cache):
     with writer_folder(cache) as one, writer_folder(cache) as other:
         claims = Claims(cache, PASS_ID, one)
-        assert claims.take(TODO) == Work(0)
+        assert claims.take(EVERY_UNIT) == Work(0)
         claims.release()
-        assert Claims(cache, PASS_ID, other).take(TODO) == Work(0)
+        assert Claims(cache, PASS_ID, other).take(EVERY_UNIT) == Work(0)
 
 
 def test_the_claim_of_a_writer_that_was_killed_is_taken_over_at_once(cache):
     kill(claim_and_sleep(cache))
     with writer_folder(cache) as writer:
-        assert Claims(cache, PASS_ID, writer).take(TODO) == Work(0)
+        assert Claims(cache, PASS_ID, writer).take(EVERY_UNIT) == Work(0)
         assert holders(cache) == {(PASS_ID, 0, 0): writer}
         assert sorted(number for _, number, _ in claims_in(cache / CLAIMS / PASS_ID)) == [0, 1]
 
@@ -124,7 +124,7 @@ def test_a_paused_writer_loses_its_claim_when_its_counter_stands_still_and_keeps
     watch = Watch(patience=0.5)
     with writer_folder(cache) as writer:
         claims = Claims(cache, PASS_ID, writer, watch)
-        only = TODO[:1]
+        only = EVERY_UNIT[:1]
         for _ in range(20):  # it is alive and beats: patience is not enough
             assert claims.take(only) is None
             time.sleep(0.04)
@@ -141,18 +141,18 @@ def test_a_worker_that_wakes_late_loses_cleanly_though_its_bytes_differ(cache, p
     plan = planned[1]
     with writer_folder(cache) as slow:
         claims = Claims(cache, PASS_ID, slow)
-        work = claims.take(TODO)
+        work = claims.take(EVERY_UNIT)
         files, record = small.write_unit(cache, plan, work.unit, slow, seed=1)
         with writer_folder(cache) as fast:  # it took slow for dead
             stalled = Watch(patience=0)
             stalled.is_stalled(cache / TMP / slow / HEARTBEAT)
-            assert Claims(cache, PASS_ID, fast, stalled).take(TODO) == work
+            assert Claims(cache, PASS_ID, fast, stalled).take(EVERY_UNIT) == work
             other_files, other = small.write_unit(cache, plan, work.unit, fast, seed=2)
             assert commit(cache, other)
             other_files.discard()
         assert not commit(cache, record)
         files.discard()
-        assert claims.take(TODO) == Work(1)  # and it goes on with the next one
+        assert claims.take(EVERY_UNIT) == Work(1)  # and it goes on with the next one
     assert read_records(cache, PASS_ID)[0].writer == fast
     assert not [checked for checked in verify(files_to_check(cache)) if checked.problem and "unit" in checked.problem]
 
@@ -168,18 +168,18 @@ def test_a_unit_that_is_committed_between_two_looks_is_not_done_again(cache, pla
 
     with writer_folder(cache) as writer:
         monkeypatch.setattr(claims_module, "_newest_claims", commit_meanwhile)
-        assert Claims(cache, PASS_ID, writer).take(TODO) == Work(1)
+        assert Claims(cache, PASS_ID, writer).take(EVERY_UNIT) == Work(1)
 
 
 def test_claims_of_committed_units_are_given_back(cache, planned):
     with writer_folder(cache) as writer:
         claims = Claims(cache, PASS_ID, writer)
-        claims.take(TODO)
+        claims.take(EVERY_UNIT)
         files, record = small.write_unit(cache, planned[1], 0, writer)
         assert commit(cache, record)
         files.discard()
         assert holders(cache) == {}
-        claims.take(TODO)
+        claims.take(EVERY_UNIT)
         assert [work for work, _, _ in claims_in(cache / CLAIMS / PASS_ID)] == [Work(1)]
 
 
@@ -199,10 +199,10 @@ def test_on_another_machine_a_lock_proves_nothing_and_a_counter_does(cache, monk
     assert heartbeat.exists()
     with writer_folder(cache) as writer:
         claims = Claims(cache, PASS_ID, writer, watch)
-        assert claims.take(TODO[:1]) is None
+        assert claims.take(EVERY_UNIT[:1]) is None
         time.sleep(0.25)
         assert watch.is_dead(heartbeat)
-        assert claims.take(TODO[:1]) == Work(0)
+        assert claims.take(EVERY_UNIT[:1]) == Work(0)
 
 
 def test_a_counter_that_jumps_backwards_is_a_sign_of_life(cache):
