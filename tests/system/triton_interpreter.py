@@ -1,7 +1,6 @@
 """Triton's kernels against torch's operations, run by Triton's interpreter on a CPU: for `test_triton`.
 
-Run with TRITON_INTERPRET=1, and triton and this project on PYTHONPATH. Says how many
-comparisons held.
+Run with TRITON_INTERPRET=1, and triton and this project on PYTHONPATH. Says how many comparisons held.
 """
 
 import sys
@@ -127,8 +126,8 @@ def compare_trainings() -> int:
             trainer = Trainer(name, sae, 1e-3, TrainConfig(), torch.device("cpu"))
             for step, x in enumerate(data):
                 trainer.step(x, x.var(), step)
-                assert not (sae.W_enc.isnan().any())
-                assert not (sae.W_dec.isnan().any())
+                assert not sae.W_enc.isnan().any()
+                assert not sae.W_dec.isnan().any()
             assert trainer.figures(3)["aux_loss"] > 0
             assert sae.skips_zeros is on_triton
             found.append(trainer.state())
