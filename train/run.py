@@ -292,7 +292,9 @@ class SetRun:
             if self.shards.is_first:
                 line = {"step": done, "tokens": done * self.train_config.batch_size, **figures, **speed}
                 self.watchers[number].log(done, self.logs[number].write(line))
-            shown = shown or {"loss": figures["loss"], "l0": figures["l0"], "ev": figures["explained_variance"],
+            # Without AuxK, which sets in when latents fall silent: the loss would seem to double.
+            shown = shown or {"loss": figures["loss"] - figures["aux_loss"], "l0": figures["l0"],
+                              "ev": figures["explained_variance"],
                               "dead": figures["dead_latents"] / trainer.sae.d_sae, "stall": speed["stall_share"]}
         return shown
 

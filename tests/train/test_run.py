@@ -121,11 +121,14 @@ def test_the_progress_counts_tokens_and_shows_the_first_saes_last_figures(tmp_pa
             shown.update(figures)
 
     monkeypatch.setattr(training, "Progress", Seen)
-    _, folders = tiny_run.train(tmp_path, {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][3:5]})
+    topk, gated = tiny_run.RECIPE["sae"][3:5]
+    saes = [{**topk, "d_sae": 400, "dead_after_tokens": 64}, gated]
+    _, folders = tiny_run.train(tmp_path, {**tiny_run.RECIPE, "sae": saes})
     assert sum(counts) == 64 * 120
     last = json.loads((folders[0] / "metrics.jsonl").read_text().splitlines()[-1])
-    expected = {"loss": last["loss"], "l0": last["l0"], "ev": last["explained_variance"],
-                "dead": last["dead_latents"] / 40, "stall": last["stall_share"]}
+    assert last["aux_loss"] > 0
+    expected = {"loss": last["loss"] - last["aux_loss"], "l0": last["l0"], "ev": last["explained_variance"],
+                "dead": last["dead_latents"] / 400, "stall": last["stall_share"]}
     assert shown == pytest.approx(expected, rel=1e-5)  # six digits stand in the file
 
 
