@@ -63,7 +63,8 @@ def test_killed_at_random_times_and_run_again_it_leaves_the_same_bytes(
             states.append(units_there(cache))
             assert ended.code in {-signal.SIGKILL, 0}, ended.err
         assert promised_by_command(command, llama, chat_file, cache) == undisturbed
-        assert not [path for path in (cache / "tmp").rglob("*") if path.is_file()]
+        left = [path for path in (cache / "tmp").rglob("*") if path.is_file()]
+        assert {path.name for path in left} <= {"heartbeat.new"}  # of one killed in the middle of its birth: for gc
         assert not [checked for checked in verify(files_to_check(cache)) if checked.problem]
         shutil.rmtree(cache)
     assert len(set(states)) > 2, f"the kills all landed in the same state: {states}"
