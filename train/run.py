@@ -12,6 +12,7 @@ import torch
 
 from shared.digests import file_digest
 from shared.errors import RecipeError
+from shared.format.identity import differences, two_columns
 from shared.progress import Progress
 from shared.provenance import versions
 from shared.reading.cache import Cache
@@ -129,18 +130,16 @@ def _say_nothing(line: str) -> None:
 
 
 def _warn_of_differences(found: TrainingSet, device: str, tensor_parallel: int) -> None:
-    """Say what may change the last bits of a set that was begun under other circumstances."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    if (found.device, found.threads) != (device, threads):
-        _log.warning("This set was begun on %s with %d threads; on %s with %d its weights may differ in the last "
-                     "bits.", found.device, found.threads, device, threads)
-    begun_with = found.train_config().tensor_parallel
-    if begun_with != tensor_parallel:
-        _log.warning("This set was begun with tensor_parallel %d; with %d its weights may differ in the last bits.",
-                     begun_with, tensor_parallel)
-    if found.deterministic != deterministic:
-        _log.warning("This set was begun %s --deterministic and goes on %s it: its weights may differ in the last "
-                     "bits.", *(("with", "without") if found.deterministic else ("without", "with")))
+    """Say what may change the weights of a set that was begun otherwise: most often their last bits alone."""
+    then = {"device": found.device, "threads": found.threads, "deterministic": found.deterministic,
+            "tensor_parallel": found.train_config().tensor_parallel, "versions": found.versions}
+    now = {"device": device, "threads": torch.get_num_threads(), "tensor_parallel": tensor_parallel,
+           "deterministic": torch.are_deterministic_algorithms_enabled(), "versions": versions()}
+    changes = differences(then, now)
+    if changes:
+        lines = ["This set was begun otherwise; its weights may differ from those of a run in one piece:",
+                 *two_columns(changes, "begun", "now")]
+        _log.warning("\n".join(lines))
 
 
 class SetRun:
@@ -393,5 +392,6 @@ class SetRun:
             "tensor_parallel": self.shards.size,
             "deterministic": facts.deterministic,
             "versions": versions(),
+            "versions_at_start": facts.versions,
             "files": {file: file_digest(folder / file) for file in (CONFIG, SAE_WEIGHTS)},
         })

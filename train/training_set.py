@@ -22,6 +22,7 @@ from shared import storage
 from shared.digests import canonical_json, hex_digest
 from shared.errors import CorruptError, IdentityError, RecipeError, StorageError
 from shared.format.layout import BLOCK_ROWS
+from shared.provenance import versions
 from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed, write_sealed
 from train import checkpoint
@@ -80,6 +81,8 @@ class TrainingSet(BaseModel):
     threads: int
     deterministic: bool = False
     """Whether it was begun with --deterministic."""
+    versions: dict[str, str] = {}
+    """What it was begun with: `shared.provenance.versions`."""
     run_id: str = ""
     """Names this run of the set in watchers that keep runs apart; drawn when it began."""
     saes: list[SetMember]
@@ -297,7 +300,7 @@ def _begin(folder: Path, cache: Cache, layer: int, train: TrainConfig, extent: E
                         median_norm=extent.median_norm, num_rows=extent.num_rows, num_steps=extent.num_steps,
                         window_blocks=extent.window_blocks, device=device, train=train.model_dump(mode="json"),
                         threads=torch.get_num_threads(), run_id=uuid4().hex[:8], saes=members,
-                        deterministic=torch.are_deterministic_algorithms_enabled())
+                        deterministic=torch.are_deterministic_algorithms_enabled(), versions=versions())
     target = folder / CHECKPOINTS / begun.set_name
     storage.remove_tree(target)  # what a killed clean-up left must not be resumed from
     storage.make_folder(target)

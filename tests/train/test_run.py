@@ -13,9 +13,10 @@ import torch
 
 from shared.errors import IdentityError, RecipeError, TryAgainError
 from shared.progress import Progress
+from shared.provenance import versions
 from shared.sealed_json import read_sealed, write_sealed
 from tests.train import tiny_run
-from train import checkpoint
+from train import checkpoint, training_set
 from train import run as training
 from train.batches import Batches
 from train.export import load_sae
@@ -228,6 +229,20 @@ def test_lines_that_a_metrics_file_lost_are_told(reference, tmp_path, caplog):
         _, folders = tiny_run.train(tmp_path, recipe)
     assert "lost lines from before the checkpoint" in caplog.text
     assert weights(folders).items() <= weights(reference).items()
+
+
+def test_what_is_otherwise_than_when_a_run_began_is_told_and_kept(tmp_path, monkeypatch, caplog):
+    recipe = {**tiny_run.RECIPE, "sae": tiny_run.RECIPE["sae"][:1]}
+    now = versions()
+    monkeypatch.setattr(training_set, "versions", lambda: {**now, "torch": "2.0.1"})
+    tiny_run.stopped_at(50, tmp_path, recipe)
+    caplog.clear()
+    _, [folder] = tiny_run.train(tmp_path, recipe)
+    header, *told = caplog.messages[0].splitlines()
+    assert "begun otherwise" in header
+    assert [line.split() for line in told] == [["begun", "now"], ["versions.torch", "2.0.1", now["torch"]]]
+    record = read_sealed(folder / "run.json")
+    assert (record["versions"], record["versions_at_start"]["torch"]) == (now, "2.0.1")
 
 
 def test_a_turn_has_left_memory_when_the_next_begins(tmp_path, monkeypatch):
