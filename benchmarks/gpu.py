@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # where Triton starts kernels
     sizes = _SMALL if arguments.small else _FULL
     limits = device_limits(device, sizes["product"])
     figures = {"sizes": sizes, "limits": limits, "train": train_speed(device, sizes, limits["product_flops"])}

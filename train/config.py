@@ -16,6 +16,8 @@ from train.grid import sae_points
 from train.policy import TokenPolicy, known_types
 from train.warm_start import read_source
 
+_CALIBRATION_ROWS = 65_536
+
 
 class TrainConfig(Table):
     """The table [train]: what the SAEs of a set share. Fields of `OPERATIONAL` do not change the result."""
@@ -26,7 +28,7 @@ class TrainConfig(Table):
     """Tokens to see (rounded down to whole batches). By default ``epochs`` passes over the kept rows."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the kept rows, where num_tokens is not given."""
-    batch_size: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=1024, ge=2)
     """Rows in a batch."""
     data_seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the order of rows, shared by all SAEs of a set."""
@@ -58,8 +60,9 @@ class TrainConfig(Table):
     """Subtract the centre from the encoder's input; else only b_dec starts there (FAST)."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the products of a step on CUDA; weights and moments are float32 always, and on a CPU so is everything."""
-    calibration_batches: int = Field(default=64, ge=1)
-    """Batches of training rows that set what is estimated with the final weights (thresholds)."""
+    calibration_batches: int | None = Field(default=None, ge=1)
+    """Batches of training rows that set what is estimated with the final weights (thresholds). By default as many as
+    hold 65,536 rows."""
     calibration_types: tuple[str, ...] = ()
     """Type bits ("content") of the rows on which thresholds give the asked mean L0. Empty: all rows trained on."""
     policy: TokenPolicy = TokenPolicy()
@@ -80,6 +83,10 @@ class TrainConfig(Table):
     """GiB that the SAEs trained at once may take; the others wait for their turn. By default what is free."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Processes that train an SAE between them, each a part of its latents: torchrun starts them, or a multiple."""
+
+    def calibration_size(self) -> int:
+        """Batches for calibration, where there are as many."""
+        return self.calibration_batches or -(-_CALIBRATION_ROWS // self.batch_size)
 
     @field_validator("calibration_types")
     @classmethod

@@ -39,14 +39,16 @@ def memory_need(sae: SAEPlan, d_in: int, train: TrainConfig, device: str) -> Mem
     parameters = 2 * d_in * d_sae + d_in + 4 * d_sae
     kept = 12 * parameters
     reconstructions = 1 + len(getattr(sae.config, "prefixes", ()))  # Matryoshka's, each with its gradient and errors
-    return MemoryNeed(kept + (0 if device.startswith("cuda") else kept // 2),
-                      4 * parameters + 4 * train.batch_size * (_BATCH_TENSORS * d_sae + 4 * reconstructions * d_in))
+    step = 4 * parameters + 4 * train.batch_size * (_BATCH_TENSORS * d_sae + 4 * reconstructions * d_in)
+    if device.startswith("cuda"):  # bf16 copies of the weights; what recorded steps hold stays beside what others make
+        return MemoryNeed(kept, 2 * step + 2 * parameters)
+    return MemoryNeed(kept + kept // 2, step)
 
 
 def shared_need(train: TrainConfig, d_in: int, window_blocks: int) -> int:
     """Bytes that a set takes once for all its SAEs: two windows of rows in bf16, batches for calibration in fp32."""
     windows = 2 * window_blocks * BLOCK_ROWS * d_in * 2
-    return windows + 4 * train.calibration_batches * train.batch_size * d_in
+    return windows + 4 * train.calibration_size() * train.batch_size * d_in
 
 
 def set_need(needs: Sequence[MemoryNeed], shared: int) -> int:

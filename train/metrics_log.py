@@ -25,7 +25,8 @@ class MetricsLog:
             if there < keep_bytes:
                 _log.warning("%s lost lines from before the checkpoint: it has %d of %d bytes. The weights do not "
                              "depend on it.", self.path, there, keep_bytes)
-            self._file.truncate(min(keep_bytes, there))
+                keep_bytes = self.path.read_bytes().rfind(b"\n") + 1  # what is left of a line is none
+            self._file.truncate(keep_bytes)
             self._file.seek(0, os.SEEK_END)
         storage.fsync_folder(folder)  # a checkpoint counts on the file
 

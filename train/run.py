@@ -10,21 +10,19 @@ from typing import Any
 
 import torch
 
-from shared.digests import file_digest
 from shared.errors import RecipeError
 from shared.format.identity import differences, two_columns
 from shared.progress import Progress
 from shared.provenance import versions
 from shared.reading.cache import Cache
-from shared.sealed_json import read_sealed, write_sealed
+from shared.sealed_json import read_sealed
 from shared.terminal import StopSignal
 from train import checkpoint
 from train.architectures import ARCHITECTURES
 from train.batches import Batches, Pace
 from train.config import SAEPlan, TrainConfig
-from train.determinism import order_statistics_allowed
-from train.evaluation.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample, missed_l0
-from train.export.saelens import CONFIG, SAE_WEIGHTS, sae_metadata, write_sae
+from train.evaluation.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample
+from train.finish import calibrate, write_trained
 from train.locks import locked
 from train.metrics_log import MetricsLog
 from train.policy import only_types, training_mask
@@ -254,7 +252,7 @@ class SetRun:
         saved, pace = time.monotonic(), Pace(self.batches)
         for step, raw in enumerate(self.batches, start=self.start):
             x = self.on_device.apply(raw)
-            variance = (x - x.mean(0)).square().mean()
+            variance = (x - x.mean(0)).square().sum() / (x.numel() - x.shape[1])
             for trainer in self.trainers:
                 trainer.step(x, variance, step)
             done = step + 1
@@ -329,69 +327,27 @@ class SetRun:
         self.shards.first_says(save)
 
     def finish(self) -> None:
-        """Calibrate and write every SAE that is not written yet; run.json comes last and makes it finished."""
+        """Calibrate and write every SAE that is not written yet."""
         calibration = [self.on_device.apply(x) for x in self._calibration_batches()] if self.trainers else []
         for log in self.logs:
             log.close()
+        held_out: list[torch.Tensor] = []
+        if self.sample is not None and not self.train_config.calibration_types:  # else it has rows of other types
+            held_out = [self.on_device.apply(x) for x in torch.split(self.sample, self.train_config.batch_size)]
         for trainer in self.trainers:
-            with order_statistics_allowed():
-                trainer.sae.calibrate(calibration)
-            self._write(trainer, calibration, self.folder / trainer.name)
+            l0, missed = calibrate(trainer.sae, calibration, held_out)
+            if missed:
+                self.say(f"Warning: {trainer.name} {missed}")
+            dead = trainer.dead_latents()
+            trainer.sae.assemble()
+            if self.shards.is_first:
+                write_trained(self.folder / trainer.name, trainer, self.facts, self.cache, self.statistics, l0=l0,
+                              dead=dead, device=self.device, num_processes=self.shards.size)
 
     def _calibration_batches(self) -> Batches:
         config = self.train_config
         mask = only_types(self.cache, self.batches.order.mask, config.calibration_types)
-        num_steps = max(1, min(config.calibration_batches, int(mask.sum()) // config.batch_size))
+        num_steps = max(1, min(config.calibration_size(), int(mask.sum()) // config.batch_size))
         return Batches(self.cache, self.facts.layer, config.batch_size, mask=mask,
                        device=self.device, data_seed=config.data_seed, num_steps=num_steps,
                        window_blocks=self.facts.window_blocks)
-
-    @torch.no_grad()
-    def _write(self, trainer: Trainer, calibration: list[torch.Tensor], folder: Path) -> None:
-        facts, sae = self.facts, trainer.sae
-        member = next(member for member in facts.saes if member.name == trainer.name)
-        active = self.shards.total(sum(int((sae.encode(x) > 0).sum()) for x in calibration))
-        l0, dead = active / sum(len(x) for x in calibration), trainer.dead_latents()
-        held_out = None
-        if self.sample is not None and not self.train_config.calibration_types:  # else it has rows of other types
-            held_out = held_out_figures(sae, self.sample, self.on_device)["held_out_l0"]
-        missed = missed_l0(sae.config.asked_l0(), l0, held_out)
-        if missed:
-            self.say(f"Warning: {trainer.name} {missed}")
-        sae.assemble()
-        if not self.shards.is_first:
-            return
-        policy = self.train_config.policy.model_dump(mode="json")
-        controller = getattr(sae, "controller", None)
-        coefficient = {} if controller is None else {"sparsity_coefficient": float(controller.coefficient())}
-        write_sae(folder, sae, self.statistics,
-                  sae_metadata(self.cache, facts.layer, l0=l0, num_dead=dead, policy=policy, name=trainer.name))
-        write_sealed(folder / RUN, {
-            "format_version": 1,
-            "name": trainer.name,
-            "architecture": member.architecture,
-            "cache": facts.cache,
-            "cache_id": facts.cache_id,
-            "layer": facts.layer,
-            "kind": "from_scratch" if member.warm_start is None else "warm_start",
-            "warm_start": None if member.warm_start is None else
-            {"folder": member.warm_start, **member.recipe["warm_start"]},
-            "recipe": member.recipe,
-            "resolved": {"lr": trainer.lr, "lr_multiples": trainer.sae.lr_multiples(), "beta2": trainer.beta2,
-                         "num_steps": facts.num_steps, "num_tokens": facts.length.num_tokens,
-                         "window_blocks": facts.window_blocks, "median_norm": facts.median_norm,
-                         "scale": self.statistics.scale, **coefficient, "train": facts.train},
-            "units": facts.units,
-            "num_rows": facts.num_rows,
-            "policy": policy,
-            "l0_train": l0,
-            "dead_train": dead,
-            "dead_train_window_tokens": facts.length.dead_window,
-            "device": str(self.device),
-            "threads": facts.threads,
-            "tensor_parallel": self.shards.size,
-            "deterministic": facts.deterministic,
-            "versions": versions(),
-            "versions_at_start": facts.versions,
-            "files": {file: file_digest(folder / file) for file in (CONFIG, SAE_WEIGHTS)},
-        })

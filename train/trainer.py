@@ -13,7 +13,7 @@ from train.graphs import StepGraphs
 from train.kernels.device import on_triton
 from train.optimizer import Adam, lr_factor
 
-_FIGURES = ("mse", "sparsity", "aux", "l0", "variance", "steps")
+_FIGURES = ("loss", "mse", "sparsity", "aux", "l0", "variance", "steps")
 
 _DENSE = 0.1
 """Share of the tokens on which a latent is active that is called dense, as `active_on_over_10_percent` of eval.json."""
@@ -45,7 +45,8 @@ class Trainer:
         """One step on a scaled batch ``[batch, d_in]``.
 
         Args:
-            variance: mean variance of the batch per dimension, a scalar (all SAEs of a set share it).
+            variance: mean variance of the rows per dimension as this batch estimates it (about its own mean, with
+                batch - 1 for a divisor), a scalar: all SAEs of a set share it.
             step: 0-based.
         """
         kind = self.sae.prepare(step)
@@ -75,7 +76,7 @@ class Trainer:
         self.sae.after_step(loss, len(x), number)
         one = torch.ones((), device=x.device)
         self._sums += torch.stack([part.detach().float() for part in
-                                   (loss.mse, loss.sparsity, loss.aux, loss.l0, variance, one)])
+                                   (loss.total, loss.mse, loss.sparsity, loss.aux, loss.l0, variance, one)])
 
     def figures(self, step: int) -> dict[str, float]:
         """Means since the last call, read from the device: mse, sparsity, aux, l0, explained variance; dead and dense
@@ -84,7 +85,7 @@ class Trainer:
         self._sums.zero_()
         steps = max(1.0, sums["steps"])
         return {
-            "loss": sums["mse"] / steps * self.sae.d_in + (sums["sparsity"] + sums["aux"]) / steps,
+            "loss": sums["loss"] / steps,
             "mse_scaled": sums["mse"] / steps,
             "sparsity_loss": sums["sparsity"] / steps,
             "aux_loss": sums["aux"] / steps,

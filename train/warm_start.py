@@ -6,8 +6,10 @@ to unit norm. Its weights take raw activations (`train.export.folding`). With th
     b_dec = (b_dec'' - c) s,    b_enc = b_enc'' s - b_dec W_enc,    threshold = threshold'' s
 
 (and b_mag = b_mag'' s - exp(r_mag) b_dec W_enc of a gated SAE) they do to the new run's input x' = (x - c) s what
-they did to x: before the first step the new SAE has the source's latents and reconstructions, s times as large. What
-the source lacks (a threshold, from TopK to JumpReLU) starts as it always does. The digest of the source is in the new
+they did to x: before the first step a new SAE of the source's architecture, or one that knows its thresholds (JumpReLU
+and Gated), has its latents and reconstructions, s times as large. What the source lacks (a threshold, from TopK to
+JumpReLU) starts as it always does, and what the new SAE has no place for (a threshold, from BatchTopK to Standard) is
+left out: more latents are active then. The digest of the source is in the new
 SAE's recipe, and so in its name: another source is another SAE.
 """
 

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from queue import Queue
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,8 +87,14 @@ class WindowLoader:
         self._capacity = min(order.window_blocks * BLOCK_ROWS, order.num_rows)
         self._free: list[Tensor] = []
         self._latest: tuple[tuple[int, int], LoadedWindow] | None = None
-        self._windows = ThreadPoolExecutor(max_workers=1, thread_name_prefix="window")
-        self._readers = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="read")
+        begin: dict[str, Any] = {}
+        if device.type == "cuda":
+            # Each thread has a current device of its own. A stream's use would open the first GPU too, and take half a
+            # gigabyte of it for every process that trains on another.
+            begin = {"initializer": torch.cuda.set_device,
+                     "initargs": (torch.cuda.current_device() if device.index is None else device.index,)}
+        self._windows = ThreadPoolExecutor(max_workers=1, thread_name_prefix="window", **begin)
+        self._readers = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="read", **begin)
 
     def start(self, epoch: int, number: int) -> Future[LoadedWindow]:
         """Begin to load a window."""

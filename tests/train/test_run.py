@@ -228,6 +228,7 @@ def test_lines_that_a_metrics_file_lost_are_told(reference, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         _, folders = tiny_run.train(tmp_path, recipe)
     assert "lost lines from before the checkpoint" in caplog.text
+    assert [line["step"] for line in metrics(folders[0])] == [*range(56, 120, 7), 120]  # and not half of the first
     assert weights(folders).items() <= weights(reference).items()
 
 

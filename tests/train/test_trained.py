@@ -9,7 +9,7 @@ import torch
 from shared.sealed_json import read_sealed, write_sealed
 from tests.train import tiny_run
 from tests.train.fake_cache import planted
-from train import run as training
+from train import finish
 from train.statistics import InputStatistics
 from train.trained import COEFFICIENT, open_trained
 
@@ -31,13 +31,13 @@ def trained(tmp_path_factory):
     torch.set_num_threads(1)
     kept = []
     with pytest.MonkeyPatch.context() as patch:
-        write = training.write_sae
+        write = finish.write_sae
 
         def keep(folder, sae, statistics, metadata):
             kept.append((copy.deepcopy(sae), statistics))
             write(folder, sae, statistics, metadata)
 
-        patch.setattr(training, "write_sae", keep)
+        patch.setattr(finish, "write_sae", keep)
         cache, folders = tiny_run.train(tmp_path_factory.mktemp("runs"), RECIPE)
     torch.set_num_threads(before)
     return cache, folders, kept

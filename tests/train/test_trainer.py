@@ -35,6 +35,20 @@ def test_dense_latents_are_those_active_on_over_a_tenth_of_the_tokens_since_the_
         assert trainer.figures(stop - 1)["dense_latents"] == dense
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_loss_of_a_line_is_the_mean_of_what_was_minimised(name):
+    sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=D_SAE), D_IN, RunLength(8, BATCH))
+    trainer = Trainer(name, sae, 1e-3, TrainConfig(), torch.device("cpu"))
+    minimised = []
+    kept = sae.loss
+    sae.loss = lambda x, step: minimised.append(kept(x, step)) or minimised[-1]
+    for step in range(3):
+        x = torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(step))
+        trainer.step(x, x.var(), step)
+    mean = sum(float(loss.total.detach()) for loss in minimised) / 3
+    assert trainer.figures(2)["loss"] == pytest.approx(mean, rel=1e-6)
+
+
 def test_a_state_of_another_version_is_refused_by_the_name_of_what_differs():
     def trainer():
         sae = ARCHITECTURES["topk"](ARCHITECTURES["topk"].Config(d_sae=D_SAE, k=3), D_IN, RunLength(8, BATCH))

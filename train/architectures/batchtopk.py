@@ -5,7 +5,8 @@
 
 Rows that need more latents take them from rows that need fewer. After training a row must not depend on its
 neighbours, so one threshold stands in for t(batch). While training it is the average of t(batch) over recent
-batches (exponential, with bias correction); at the end it is set from training rows with the final weights,
+batches (exponential, with bias correction, over a fiftieth of the run, 5 to 100 steps: it falls with the learning rate,
+and a longer memory stays over it); at the end it is set from training rows with the final weights,
 so that their mean L0 is k. On disk this is a JumpReLU SAE.
 """
 
@@ -18,8 +19,6 @@ from train.architectures.selection import largest
 from train.architectures.topk import TopKConfig, TopKSAE
 from train.shards import ALONE, Shards
 from train.sparsity import level_passed_by
-
-_DECAY = 0.99
 
 
 class BatchTopKSAE(TopKSAE):
@@ -36,6 +35,7 @@ class BatchTopKSAE(TopKSAE):
         self.register_buffer("threshold_sum", torch.tensor(0.0))
         self.register_buffer("threshold_weight", torch.tensor(0.0))
         self.register_buffer("threshold_calibrated", torch.tensor(float("nan")))
+        self._decay = 1 - 1 / min(100, max(5, length.num_steps // 50))
         self._last_threshold: float = 0.0
         self._batch_threshold: Tensor | None = None
 
@@ -90,8 +90,8 @@ class BatchTopKSAE(TopKSAE):
     def after_step(self, loss: Loss, batch_size: int, step: int | Tensor) -> None:
         super().after_step(loss, batch_size, step)
         assert self._batch_threshold is not None
-        self.threshold_sum.mul_(_DECAY).add_(self._batch_threshold, alpha=1 - _DECAY)
-        self.threshold_weight.mul_(_DECAY).add_(1 - _DECAY)
+        self.threshold_sum.mul_(self._decay).add_(self._batch_threshold, alpha=1 - self._decay)
+        self.threshold_weight.mul_(self._decay).add_(1 - self._decay)
 
     @torch.no_grad()
     def calibrate(self, batches: list[Tensor]) -> None:

@@ -33,7 +33,7 @@ class GatedConfig(StandardConfig):
 
     bias_lr: float = Field(default=1.0, gt=0)
     """b_enc, the gate's bias, learns at this multiple of the learning rate. 4 explained less (docs/quality.md)."""
-    start_l0: float | None = Field(default=8.0, gt=0)
+    start_l0: float = Field(default=8.0, ge=0)
     """As Standard's. From 4, 1.4 % of the latents died at L0 16; from 8, 0.6 % (docs/quality.md)."""
 
 

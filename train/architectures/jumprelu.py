@@ -59,7 +59,7 @@ class JumpReLUConfig(SAEConfig):
     bandwidth: float | None = Field(default=None, gt=0)
     """Width of the rectangle of the straight-through gradient, in units of the pre-activations. By default 2 (tanh),
     0.001 (step) or 0.05 (target_l0)."""
-    threshold_init: float | None = Field(default=None, ge=0)
+    threshold_init: float | None = Field(default=None, gt=0)
     """Threshold of every latent at the start. By default each latent's own, from the first batch: so that the
     mean L0 starts at start_l0 times the asked one."""
     start_l0: float = Field(default=16.0, gt=0)

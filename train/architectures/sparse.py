@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from train.kernels.bags import bag_sum, pair_products
+from train.kernels.device import on_triton
 from train.kernels.products import product
 
 _SPARSE_SHARE = 1 / 16
@@ -104,9 +105,12 @@ def active_pairs(latents: Tensor) -> Tensor | None:
 
 
 def _operand(matrix: Tensor, selection: Selection) -> Tensor:
-    """What sums take rows from: in the precision of autocast, where copying all rows costs less than it saves."""
+    """What sums take rows from: in the precision of autocast, where copying all rows costs less than it saves.
+
+    torch's own sums take no rows of another precision than their weights.
+    """
     kind = matrix.device.type
-    if torch.is_autocast_enabled(kind) and len(selection.flat) > 2 * len(matrix):
+    if on_triton(matrix) and torch.is_autocast_enabled(kind) and len(selection.flat) > 2 * len(matrix):
         return matrix.to(torch.get_autocast_dtype(kind))
     return matrix
 

@@ -25,9 +25,9 @@ class StandardConfig(SAEConfig):
     """Mean number of active latents to come to; not used where l1_coefficient is given."""
     l1_coefficient: float | None = Field(default=None, ge=0)
     """Fixed coefficient of the L1 penalty, in the units of the scaled input."""
-    start_l0: float | None = Field(default=4.0, gt=0)
+    start_l0: float = Field(default=4.0, ge=0)
     """L0 at the start as a multiple of l0, within limits (`train.sparsity.share_at_start`): b_enc starts so that each
-    latent is active on the same share of the first batch. None starts b_enc at zero, where half of all are active."""
+    latent is active on the same share of the first batch. 0 starts b_enc at zero, where half of all are active."""
     coefficient_warmup: float = Field(default=0.03, ge=0, le=1)
     """Share of the steps over which a fixed coefficient rises from zero."""
 
@@ -60,7 +60,7 @@ class StandardSAE(SAE):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         """Set b_enc from the first batch, so that each latent is active on the same share of it."""
-        if self.config.start_l0 is not None and self.config.l1_coefficient is None:
+        if self.config.start_l0 and self.config.l1_coefficient is None:
             share = share_at_start(self.config.start_l0, self.config.l0, self.d_sae)
             self.b_enc.sub_(levels_passed_by(share, self.pre_acts(x)))
 

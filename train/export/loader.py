@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from shared.errors import RecipeError, StorageError
+from shared.errors import CorruptError, RecipeError, StorageError
 from train.export import dictionary_learning, saelens, sparsify
-from train.export.exported import ExportedSAE
+from train.export.exported import AGAIN, ExportedSAE
 
 LAYOUTS: dict[str, tuple[tuple[str, str], Callable[[Path, str | torch.device], ExportedSAE]]] = {
     saelens.LAYOUT: ((saelens.CONFIG, saelens.SAE_WEIGHTS), saelens.read_sae),
@@ -22,12 +22,20 @@ def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> Exported
     """Open the SAE in a folder: ``runs/<cache>/layer<L>/<name>/``, or one of another tool.
 
     Raises:
-        StorageError: there is none, or a file cannot be read. CorruptError: its files do not fit each other.
+        StorageError: there is none, or a file cannot be read. CorruptError: its files do not fit each other, or its
+            weights are not all numbers.
         RecipeError: it is of a kind that is not known here.
     """
     folder = Path(folder)
-    _, read = LAYOUTS[find_layout(folder)]
-    return read(folder, device)
+    (_, weights), read = LAYOUTS[find_layout(folder)]
+    sae = read(folder, device)
+    r_mag, b_mag = sae.magnitude or (None, None)
+    for part in (sae.W_enc, sae.W_dec, sae.b_dec, sae.b_enc, sae.threshold, r_mag, b_mag):
+        # A threshold or bias of infinity may be meant: a latent that is switched off.
+        of_latents = part is not None and part.shape == (sae.d_sae,)
+        if part is not None and (part.isnan().any() if of_latents else not part.sum(dtype=torch.float64).isfinite()):
+            raise CorruptError(f"{folder / weights} has values that are no finite numbers. {AGAIN}")
+    return sae
 
 
 def weights_file(folder: Path) -> Path:

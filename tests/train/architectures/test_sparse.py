@@ -5,6 +5,7 @@ import torch
 
 from train.architectures import ARCHITECTURES, sparse
 from train.architectures.base import RunLength
+from train.architectures.batchtopk import BatchTopKSAE
 
 
 def gradients(name, sparse, x, dead):
@@ -33,6 +34,19 @@ def test_sparse_gradients_equal_dense_autograd(name, dead):
     torch.testing.assert_close(loss.l0, reference.l0)
     for key, value in dense.items():
         assert (sparse[key] - value).norm() <= 1e-5 * value.norm(), key
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_under_autocast_torchs_own_sums_have_nearly_the_same_gradients(name, monkeypatch):
+    """As on a GPU where Triton cannot run: products are in bfloat16 there (8 bits), sums over rows are not."""
+    monkeypatch.setattr(BatchTopKSAE, "_choose_on_cpu", BatchTopKSAE._choose_on_cuda)  # NumPy has no bfloat16
+    x = torch.randn(200, 24, generator=torch.Generator().manual_seed(2))
+    _, exact = gradients(name, True, x, 40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, found = gradients(name, True, x, 40)
+    for key, value in exact.items():
+        assert found[key].dtype == torch.float32
+        assert (found[key] - value).norm() <= 0.1 * value.norm(), key
 
 
 def test_a_row_with_no_positive_pre_activation_decodes_to_the_bias():

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from tests.train import tiny_run
-from tests.train.fake_cache import FakeCache, planted
 from tests.train.test_run import weights
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength
-from train.evaluation.held_out import held_out_figures, held_out_sample, missed_l0
+from train.evaluation.held_out import held_out_figures, held_out_sample
 from train.export import load_sae
 from train.policy import TokenPolicy
 from train.statistics import InputStatistics
@@ -85,31 +84,3 @@ def test_a_batchtopk_sae_is_measured_with_its_threshold_and_not_with_a_batchs():
         expected = float((sae.pre_acts(sample.float()) > threshold).sum() / 64)
         assert held_out_figures(sae, sample, statistics)["held_out_l0"] == pytest.approx(expected)
     assert held_out_figures(sae, sample, statistics)["held_out_explained_variance"] <= 0  # nothing fires
-
-
-@pytest.mark.parametrize(("asked", "of_training_rows", "of_held_out_rows", "told"), [
-    (None, 500.0, 700.0, None),
-    (32.0, 32.0, 33.5, None),
-    (32.0, 32.0, 30.5, None),
-    (32.0, 32.0, None, None),
-    (32.0, 32.0, 34.2, "has it on training rows, but 34.2 on held-out ones"),
-    (32.0, 32.0, 30.0, "has it on training rows, but 30.0 on held-out ones"),
-    (32.0, 20.0, 20.0, "was asked for an L0 of 32 and has 20.0 on training rows"),
-])
-def test_an_l0_that_is_missed_by_a_twentieth_is_told(asked, of_training_rows, of_held_out_rows, told):
-    found = missed_l0(asked, of_training_rows, of_held_out_rows)
-    assert found is None if told is None else told in found
-
-
-def test_a_training_tells_of_held_out_rows_that_differ(tmp_path, monkeypatch):
-    rows, _ = planted(4096, d_in=24)
-    rows[3500:] *= 1.5  # which are held out: more latents pass a threshold that was set on the others
-    monkeypatch.setattr(tiny_run, "cache", lambda units=None: FakeCache(rows * 7 + 1, num_train_rows=3500, units=units))
-    said = []
-    recipe = {**RECIPE, "sae": [{"architecture": "batchtopk", "d_sae": 48, "k": 3}]}
-    for one in (recipe, {**recipe, "train": recipe["train"] | {"calibration_types": ["content"]}}):
-        tiny_run.train(tmp_path, one, say=said.append)
-    warned = [line for line in said if line.startswith("Warning")]
-    assert len(warned) == 1
-    assert "batchtopk-48-k3-s0" in warned[0]
-    assert "has it on training rows" in warned[0]

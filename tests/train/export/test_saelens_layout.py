@@ -1,11 +1,13 @@
 """The folder that SAELens opens, without SAELens: layout, folding, and our own loader."""
 
 import json
+import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from shared.errors import CorruptError, StorageError
 from tests.train.fake_cache import FakeCache
@@ -81,6 +83,14 @@ def test_what_is_no_sae_is_refused(exported, tmp_path):
     _, _, folder = exported
     with pytest.raises(StorageError, match="No SAE in"):
         load_sae(tmp_path / "nothing")
+    weights = load_file(folder / "sae_weights.safetensors")
+    for name, value in (("b_dec", math.nan), ("W_enc", math.inf), (list(weights)[-1], math.nan)):
+        other = {key: tensor.clone() for key, tensor in weights.items()}
+        other[name].view(-1)[0] = value
+        save_file(other, tmp_path / "sae_weights.safetensors")
+        shutil.copy(folder / "cfg.json", tmp_path)
+        with pytest.raises(CorruptError, match="has values that are no finite numbers"):
+            load_sae(tmp_path)
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps({**config, "d_sae": 41}))
     with pytest.raises(CorruptError, match=r"does not fit cfg\.json"):
