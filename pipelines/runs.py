@@ -14,8 +14,9 @@ from train.evaluation.baselines import BASELINES, read_baselines
 from train.evaluation.evaluate import not_evaluated
 from train.evaluation.files import EVAL
 from train.evaluation.foreign import FOREIGN, read_record
+from train.export.exported import RUN
 from train.metrics_log import METRICS
-from train.training_set import RUN, layer_folder
+from train.training_set import layer_folder
 
 _TITLES = {"standard": "Standard", "gated": "Gated", "jumprelu": "JumpReLU", "topk": "TopK", "batchtopk": "BatchTopK",
            "matryoshka": "Matryoshka"}

@@ -11,6 +11,10 @@ from rich.progress import Progress as RichProgress
 
 SECONDS_BETWEEN_LINES = 30.0
 
+_BAR_COLUMNS = 140
+"""Columns that a bar, counts, figures and the time left take beside each other; a narrower terminal has two lines and
+no bar."""
+
 
 class Progress:
     """Counts work done and shows it on stderr, with the latest values of some figures beside it.
@@ -31,14 +35,10 @@ class Progress:
         console = Console(stderr=True)
         self._bar: RichProgress | None = None
         self._shown = shown
+        self._is_narrow = console.width < _BAR_COLUMNS
         if shown and sys.stderr.isatty():
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-                console=console,
-            )
+            before = [] if self._is_narrow else [TextColumn("{task.description}"), BarColumn()]
+            self._bar = RichProgress(*before, TextColumn("{task.fields[text]}"), TimeRemainingColumn(), console=console)
         self._console = console
 
     def __enter__(self) -> Self:
@@ -66,14 +66,24 @@ class Progress:
         self._done += count
         self._figures.update(figures)
         if self._bar:
-            self._bar.update(self._task, completed=self._done, text=self._text())
+            text = self._two_lines() if self._is_narrow else self._text()
+            self._bar.update(self._task, completed=self._done, text=text)
         elif self._shown and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._line()
 
     def _text(self) -> str:
-        figures = "".join(f"  {name} {value:.4g}" for name, value in self._figures.items())
+        return self._counts() + self._beside()
+
+    def _two_lines(self) -> str:
+        share = f"  {self._done / self._total:.0%}" if self._total else ""
+        return f"{self._title}{share}  {self._counts()}\n{self._beside()}".rstrip()
+
+    def _counts(self) -> str:
         total = f"/{self._total:,}" if self._total else ""
-        return f"{self._done:,}{total} {self._unit}  {self.rate:,.0f}/s{figures}"
+        return f"{self._done:,}{total} {self._unit}  {self.rate:,.0f}/s"
+
+    def _beside(self) -> str:
+        return "".join(f"  {name} {value:.4g}" for name, value in self._figures.items())
 
     def _line(self) -> None:
         self._last_line = time.monotonic()

@@ -45,8 +45,8 @@ def choose_cache(name: str | None, *layers: int) -> Cache:
 
 
 def _no_layer(cache: Cache, layer: int) -> str:
-    return (f"{cache.path} does not hold layer {layer}; layers there: {_layers(cache)}. To harvest it too: the "
-            f"command that made this cache, with --layers {layer} (make: SET=harvest.layers=[{layer}]).")
+    return (f"{cache.path} does not hold layer {layer}; layers there: {_layers(cache)}. To harvest it too: "
+            f"python -m harvest add-layers {cache.path} --layers {layer}")
 
 
 def _layers(cache: Cache) -> str:

@@ -76,7 +76,8 @@ class TrainConfig(Table):
     held_out_rows: int = Field(default=2048, ge=0)
     """Rows of the fixed held-out sample on which l0 and explained variance are measured during training; 0: none."""
     held_out_steps: int | None = Field(default=None, ge=1)
-    """Steps between these measurements, rounded up to whole log_steps. By default 400,000 tokens' worth."""
+    """Steps between these measurements, rounded up to whole log_steps. By default 400,000 tokens' worth, and in a
+    shorter run a quarter of it."""
     watch: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where figures go besides metrics.jsonl: "tensorboard", "wandb", "trackio"."""
     memory_gib: float | None = Field(default=None, gt=0)
@@ -162,6 +163,11 @@ def plan_saes(tables: Sequence[dict[str, Any]], train: TrainConfig, layer: int, 
         if architecture not in ARCHITECTURES:
             raise RecipeError(f"{where}.architecture must be one of {', '.join(ARCHITECTURES)}; got {architecture!r}.")
         fields = {key: value for key, value in table.items() if key not in {"architecture", "warm_start"}}
+        known = ARCHITECTURES[architecture].Config.model_fields
+        for asked, instead in (("l0", "k"), ("k", "l0")):
+            if asked in fields and asked not in known:
+                raise RecipeError(f"{where}.{asked}: {architecture} takes its sparsity as {instead}. Give SAEs that "
+                                  f"take {asked}, and those that take {instead}, [[sae]] tables of their own.")
         source = read_source(table["warm_start"], where) if "warm_start" in table else None
         if source is not None and not {"expansion", "d_sae"} & fields.keys():
             fields["d_sae"] = source["d_sae"]

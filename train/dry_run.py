@@ -9,14 +9,14 @@ from rich.table import Table
 
 from shared.format.layout import BLOCK_ROWS
 from shared.reading.cache import Cache
-from train.evaluation.held_out import DEFAULT_TOKENS
+from train.evaluation.held_out import held_out_interval
+from train.export.exported import RUN
 from train.groups import Group
 from train.memory import memory_budget, memory_need, set_need, shared_need
 from train.order import ORDERS
 from train.statistics import SAMPLE_BLOCKS
 from train.training_set import (
     CHECKPOINTS,
-    RUN,
     Extent,
     check_saes,
     layer_folder,
@@ -42,12 +42,13 @@ def print_plan(cache: Cache, groups: Sequence[Group], runs: Path, device: str, c
         planned = turns(group.saes, cache.d_model, group.train, extent.window_blocks, device)
         console.print(_table(cache, group, extent, planned, layer_folder(runs, cache, group.layer), device))
         total += _print_costs(cache, group, extent, planned, device, console)
+        _print_begun(layer_folder(runs, cache, group.layer), {sae.name for sae in group.saes}, console)
     for layer in dict.fromkeys(group.layer for group in groups):
         asked = {sae.name for group in groups if group.layer == layer for sae in group.saes}
         _print_others(layer_folder(runs, cache, layer), asked, console)
     num_saes = sum(len(group.saes) for group in groups)
-    console.print(f"{num_saes} SAEs, about {_gb(total)} read in all. Nothing was trained or written.", highlight=False,
-                  soft_wrap=True)
+    console.print(f"{num_saes} SAE{'s' if num_saes > 1 else ''}, about {_gb(total)} read in all. "
+                  "Nothing was trained or written.", highlight=False, soft_wrap=True)
 
 
 def _table(cache: Cache, group: Group, extent: Extent, planned: Sequence[Sequence[object]], folder: Path,
@@ -85,7 +86,6 @@ def _print_costs(cache: Cache, group: Group, extent: Extent, planned: Sequence[S
     # Mean and scale, or their like, are two passes over a sample; held-out rows are sampled once, evaluated once.
     beside = (len(planned) * (2 * min(SAMPLE_BLOCKS, extent.num_blocks) + min(train.held_out_rows, held_out))
               + held_out // BLOCK_ROWS) * block
-    every = train.held_out_steps or max(1, DEFAULT_TOKENS // train.batch_size)
     for line in (
         f"{extent.num_steps:,} steps of {train.batch_size:,} rows = {tokens:,} tokens, {passes:.2f} passes over "
         f"{extent.num_rows:,} rows",
@@ -93,10 +93,21 @@ def _print_costs(cache: Cache, group: Group, extent: Extent, planned: Sequence[S
         + ("all SAEs at once" if len(planned) == 1 else f"{len(planned)} turns")
         + (f"; for each of {train.tensor_parallel} processes" if train.tensor_parallel > 1 else ""),
         f"reads: about {_gb(training)} to train, {_gb(beside)} for statistics and evaluation",
-        f"held-out figures every {every:,} steps" if train.held_out_rows and held_out else "no held-out figures",
+        (f"held-out figures every {held_out_interval(train, extent.num_steps):,} steps"
+         if train.held_out_rows and held_out else "no held-out figures"),
     ):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     return training + beside
+
+
+def _print_begun(folder: Path, asked: Set[str], console: Console) -> None:
+    """Print what SAEs of the group go on with that were begun: the rows that were there then, and their steps."""
+    for found in sets_in_progress(folder):
+        count = sum(member.name in asked and not (folder / member.name / RUN).exists() for member in found.saes)
+        if count:
+            console.print(f"  {count} begun together: they go on to {found.num_steps:,} steps over the "
+                          f"{found.num_rows:,} rows of then, in a turn of their own; the figures above are a new run's",
+                          highlight=False, soft_wrap=True)
 
 
 def _print_others(folder: Path, asked: Set[str], console: Console) -> None:
@@ -119,4 +130,4 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

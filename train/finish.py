@@ -14,10 +14,11 @@ from shared.reading.cache import Cache
 from shared.sealed_json import write_sealed
 from train.architectures import SAE
 from train.determinism import order_statistics_allowed
+from train.export.exported import RUN
 from train.export.saelens import CONFIG, SAE_WEIGHTS, sae_metadata, write_sae
 from train.statistics import InputStatistics
 from train.trainer import Trainer
-from train.training_set import RUN, TrainingSet
+from train.training_set import TrainingSet
 
 MISSED = 0.05
 """Share by which an L0 may differ from the one asked for before it is told."""

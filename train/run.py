@@ -21,7 +21,8 @@ from train import checkpoint
 from train.architectures import ARCHITECTURES
 from train.batches import Batches, Pace
 from train.config import SAEPlan, TrainConfig
-from train.evaluation.held_out import DEFAULT_TOKENS, held_out_figures, held_out_sample
+from train.evaluation.held_out import held_out_figures, held_out_interval, held_out_sample
+from train.export.exported import RUN
 from train.finish import calibrate, write_trained
 from train.locks import locked
 from train.metrics_log import MetricsLog
@@ -32,7 +33,6 @@ from train.statistics import InputStatistics, measure
 from train.trainer import Trainer
 from train.training_set import (
     CHECKPOINTS,
-    RUN,
     TrainingSet,
     check_saes,
     layer_folder,
@@ -205,7 +205,7 @@ class SetRun:
                                                  self.shards)
         sae.b_dec.data.copy_(self.b_dec)
         if member.warm_start is not None:
-            start_from(sae, member.warm_start, member.recipe["warm_start"]["weights"], self.statistics)
+            start_from(sae, member.warm_start, member.recipe["warm_start"], self.statistics)
         return Trainer(member.name, sae, member.lr, self.train_config, self.device)
 
     def _watched(self, trainer: Trainer) -> WatchedRun:
@@ -276,7 +276,8 @@ class SetRun:
     def _write_metrics(self, done: int, speed: dict[str, float]) -> dict[str, float]:
         """A line for each SAE after ``done`` steps; the first SAE's figures are what is shown beside the bar."""
         shown: dict[str, float] = {}
-        held_out = self.sample is not None and self._measures_held_out(done)
+        interval = held_out_interval(self.operational, self.facts.num_steps)
+        held_out = self.sample is not None and (done % interval == 0 or done == self.facts.num_steps)
         every = [trainer.figures(done - 1) for trainer in self.trainers]
         for number in reversed(range(len(every))):
             if not math.isfinite(every[number]["loss"]):
@@ -309,12 +310,6 @@ class SetRun:
                                "where it is the only one")
         if len(self.facts.saes) > 1:
             self.say(self.diverged[name])
-
-    def _measures_held_out(self, done: int) -> bool:
-        """Whether the held-out figures belong to this line: on the first line after every so many steps, and last."""
-        every = self.operational.held_out_steps or max(1, DEFAULT_TOKENS // self.train_config.batch_size)
-        before = (done - 1) // self.operational.log_steps * self.operational.log_steps
-        return done == self.facts.num_steps or done // every > before // every
 
     def _save(self, step: int) -> None:
         tensors = {f"{trainer.name}/{name}": tensor for trainer in self.trainers

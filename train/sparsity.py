@@ -59,6 +59,11 @@ class CoefficientController(nn.Module):
         self.register_buffer("error", torch.tensor(0.0))
         self.register_buffer("start_log_l0", torch.tensor(math.nan))
 
+    def start_at(self, coefficient: float) -> None:
+        """Begin from this coefficient in place of the one it was made with."""
+        self.start = math.log(coefficient)
+        self.log_coefficient.fill_(self.start)
+
     def coefficient(self) -> Tensor:
         """The coefficient of this step, a scalar on the device."""
         return torch.exp(self.log_coefficient + self.proportional * self.error)

@@ -23,12 +23,11 @@ from train.architectures.base import RunLength
 from train.batches import Batches
 from train.config import TrainConfig
 from train.export import load_sae
-from train.export.exported import check_files
+from train.export.exported import RUN
 from train.metrics_log import METRICS
 from train.policy import TokenPolicy, training_mask
 from train.sparsity import CoefficientController, FixedCoefficient
 from train.statistics import InputStatistics, measure
-from train.training_set import RUN
 from train.warm_start import unfold
 
 COEFFICIENT = "sparsity_coefficient"
@@ -97,6 +96,9 @@ def read_trained(folder: Path) -> dict[str, Any]:
     Raises:
         RecipeError: there is none. CorruptError: it is damaged.
     """
+    if not folder.is_dir():
+        raise RecipeError(f"--sae {str(folder)!r}: there is no such folder. Expected a finished SAE of ours, such as "
+                          "runs/<cache>/layer<L>/<sae name>.")
     if not (folder / RUN).is_file():
         raise RecipeError(f"{str(folder)!r} holds no finished SAE of ours (there is no {RUN}), so its training loss is "
                           "not known. Expected a folder such as runs/<cache>/layer<L>/<sae name>: --sae FOLDER")
@@ -113,7 +115,6 @@ def open_trained(folder: Path, cache_of: Callable[[dict[str, Any]], Cache], devi
         RecipeError, CorruptError: as `read_trained`. StorageError: a file is missing.
     """
     record = read_trained(folder)
-    check_files(folder, record)
     exported = load_sae(folder)
     resolved = record["resolved"]
     train = TrainConfig.model_validate(resolved["train"])

@@ -80,10 +80,11 @@ class Trainer:
 
     def figures(self, step: int) -> dict[str, float]:
         """Means since the last call, read from the device: mse, sparsity, aux, l0, explained variance; dead and dense
-        latents."""
+        latents, the rate and the penalty's coefficient as they are."""
         sums = dict(zip(_FIGURES, self._sums.tolist(), strict=True))
         self._sums.zero_()
         steps = max(1.0, sums["steps"])
+        controller = getattr(self.sae, "controller", None)
         return {
             "loss": sums["loss"] / steps,
             "mse_scaled": sums["mse"] / steps,
@@ -94,6 +95,7 @@ class Trainer:
             "dead_latents": self.dead_latents(),
             "dense_latents": self._dense_latents(steps * self.sae.length.batch_size),
             "lr": self.lr * self._lr_factor(step),
+            **({} if controller is None else {"sparsity_coefficient": float(controller.coefficient())}),
         }
 
     def dead_latents(self) -> int:

@@ -29,13 +29,13 @@ from train import checkpoint
 from train.architectures import ARCHITECTURES
 from train.architectures.base import RunLength, SAEConfig
 from train.config import SAEPlan, TrainConfig
+from train.export.exported import RUN
 from train.locks import locked
 from train.memory import in_turns, memory_budget, memory_need, set_need, shared_need
 from train.optimizer import default_lr
 from train.order import default_window_blocks
 from train.policy import median_norm, only_types, training_mask
 
-RUN = "run.json"
 SET = "set.json"
 CHECKPOINTS = "checkpoints"
 _log = logging.getLogger(__name__)

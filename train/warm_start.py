@@ -9,10 +9,12 @@ to unit norm. Its weights take raw activations (`train.export.folding`). With th
 they did to x: before the first step a new SAE of the source's architecture, or one that knows its thresholds (JumpReLU
 and Gated), has its latents and reconstructions, s times as large. What the source lacks (a threshold, from TopK to
 JumpReLU) starts as it always does, and what the new SAE has no place for (a threshold, from BatchTopK to Standard) is
-left out: more latents are active then. The digest of the source is in the new
+left out: more latents are active then. A penalty that follows an L0 begins with the coefficient that a source of ours
+and of the same architecture ended with. The digest of the source is in the new
 SAE's recipe, and so in its name: another source is another SAE.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,10 @@ from shared.errors import CorruptError, RecipeError, StorageError
 from shared.sealed_json import read_sealed
 from train.architectures import SAE
 from train.export import SAE_WEIGHTS, ExportedSAE, load_sae, weights_file
-from train.export.exported import check_files, read_config
+from train.export.exported import RUN, check_files, read_config
 from train.export.saelens import CONFIG
+from train.sparsity import CoefficientController
 from train.statistics import InputStatistics
-
-_RUN = "run.json"
 
 
 def read_source(folder: object, where: str) -> dict[str, Any]:
@@ -43,17 +44,18 @@ def read_source(folder: object, where: str) -> dict[str, Any]:
     if not isinstance(folder, str):
         raise RecipeError(f"{where}.warm_start must be the folder of an SAE; got {folder!r}.")
     path = Path(folder)
-    if not (path / _RUN).is_file():
+    if not (path / RUN).is_file():
         try:
             return _foreign_source(path, weights_file(path).stat().st_mtime_ns)
         except (RecipeError, StorageError) as error:
             raise RecipeError(f"{where}.warm_start: {folder!r} holds no finished SAE. Expected a folder such as "
                               f"runs/<cache>/layer<L>/<sae name>, or an SAE of another tool. {error}") from error
-    run = read_sealed(path / _RUN)
+    run = read_sealed(path / RUN)
     check_files(path, run)
     config = read_config(path / CONFIG)
     return {"sae": run["name"], "architecture": run["architecture"], "d_in": config["d_in"], "d_sae": config["d_sae"],
-            "cache_id": run["cache_id"], "layer": run["layer"], "weights": run["files"][SAE_WEIGHTS]}
+            "cache_id": run["cache_id"], "layer": run["layer"], "weights": run["files"][SAE_WEIGHTS],
+            "sparsity_coefficient": run["resolved"].get("sparsity_coefficient")}
 
 
 @lru_cache(maxsize=64)
@@ -65,21 +67,24 @@ def _foreign_source(path: Path, changed: int) -> dict[str, Any]:
             "made_for": vars(source.made_for)}
 
 
-def start_from(sae: SAE, folder: str, weights: str, statistics: InputStatistics) -> None:
+def start_from(sae: SAE, folder: str, source: Mapping[str, Any], statistics: InputStatistics) -> None:
     """Give ``sae``, on the CPU, the source's weights, those of its parameters that the source has.
 
     Args:
-        weights: the digest that the source's weights had when the run was planned.
+        source: what `read_source` said when the run was planned, with the digest that the weights had.
         statistics: scale and centre of the run that begins.
 
     Raises:
         CorruptError: the weights are others by now.
     """
     path = weights_file(Path(folder))
-    if file_digest(path) != weights:
+    if file_digest(path) != source["weights"]:
         raise CorruptError(f"{path} is not what it was when this training was planned. Bring it back, or give the "
                            "command again, to start from what is there now.")
     sae.start_from(unfold(load_sae(folder).with_unit_rows(), statistics))
+    controller, coefficient = getattr(sae, "controller", None), source.get("sparsity_coefficient")
+    if isinstance(controller, CoefficientController) and coefficient and source["architecture"] == sae.name:
+        controller.start_at(coefficient)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from train.trained import read_trained
 
 _EPILOG = """\b
 Examples:
-  python -m pipelines gsnr --sae runs/demo/layer9/batchtopk-4608-k32-s0-a87196
+  python -m pipelines gsnr --sae runs/demo/layer9/batchtopk-*
   python -m pipelines gsnr --sae runs/fast/layer9/SAE --sae runs/bt-f/layer9/SAE --cache fast --cache bt-f
 """
 

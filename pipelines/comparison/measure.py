@@ -26,8 +26,8 @@ from train.evaluation.bootstrap import interval, resampled_sums
 from train.evaluation.metrics import Floats
 from train.evaluation.paired import ConversationSums, activation_figures
 
-COUNTS, WITHIN_SEEDS, HOLDS_ZERO, NO_SEEDS, NO_INTERVAL = (
-    "counts", "within seeds", "holds 0", "no seeds", "no interval")
+COUNTS, WITHIN_SEEDS, HOLDS_ZERO, NO_SEEDS, NO_INTERVAL, OTHER_TOKENS = (
+    "counts", "within seeds", "holds 0", "no seeds", "no interval", "other tokens")
 """What may be said of a difference."""
 
 MATCHED = 0.05
@@ -181,7 +181,8 @@ def differences(found: Measured, reference: Measured) -> list[DifferenceRow]:
         matched = "" if l0 is None or against is None else "yes" if is_matched(l0, against) else "no"
         rows.append(DifferenceRow(
             own.set, other.set, subset, metric, own.unit, own.num_rows, other.num_rows, own.value, other.value, value,
-            low, high, seeds, verdict(value, low, high, seeds), l0, against, matched))
+            low, high, seeds,
+            verdict(value, low, high, seeds) if own.num_rows == other.num_rows else OTHER_TOKENS, l0, against, matched))
     return rows
 
 

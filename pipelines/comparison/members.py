@@ -12,7 +12,7 @@ from shared.errors import CorruptError, DataError, IdentityError, RecipeError
 from train.evaluation.files import EVAL, EVAL_CONVERSATIONS, FORMAT_VERSION
 from train.evaluation.foreign import FOREIGN
 from train.evaluation.paired import ConversationSums, pairing, read_conversations
-from train.training_set import RUN
+from train.export.exported import RUN
 
 
 @dataclass(frozen=True)

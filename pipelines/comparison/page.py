@@ -13,6 +13,7 @@ from pipelines.comparison.measure import (
     MATCHED,
     NO_INTERVAL,
     NO_SEEDS,
+    OTHER_TOKENS,
     WITHIN_SEEDS,
     DifferenceRow,
     FigureRow,
@@ -101,7 +102,8 @@ def write_comparison(comparison: Comparison, folder: Path, command: str) -> Path
         caches=[_cache_facts(comparison, key) for key in dict.fromkeys(
             member.cache_id for one in comparison.sets for member in one.members)],
         files=list(rows),
-        words={"counts": COUNTS, "within": WITHIN_SEEDS, "zero": HOLDS_ZERO, "seeds": NO_SEEDS, "none": NO_INTERVAL},
+        words={"counts": COUNTS, "within": WITHIN_SEEDS, "zero": HOLDS_ZERO, "seeds": NO_SEEDS, "none": NO_INTERVAL,
+               "others": OTHER_TOKENS},
         resamples=RESAMPLES,
         matched=f"{100 * MATCHED:.0f} %",
         unmatched=UNMATCHED,

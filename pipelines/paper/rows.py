@@ -17,9 +17,8 @@ from train.choose_cache import CACHES
 from train.config import plan_saes, read_train_config, sae_tables
 from train.evaluation.files import EVAL, FORMAT_VERSION
 from train.evaluation.foreign import FOREIGN
-from train.export.exported import read_config
+from train.export.exported import RUN, read_config
 from train.export.saelens import CONFIG
-from train.training_set import RUN
 
 """What the language model loses with the SAE in it, where that was measured."""
 

@@ -142,7 +142,7 @@ def a_grid_of_no_architecture(w):
     saes({"sae": [{"architecture": [], "k": 4}]})
 
 
-@case(2, "(architecture = jumprelu, k = 4)", then="unknown key 'k'")
+@case(2, "(architecture = jumprelu, k = 4)", then="takes its sparsity as l0")
 def a_grid_over_architectures_that_do_not_share_a_key(w):
     saes({"sae": [{"architecture": ["topk", "jumprelu"], "k": [4, 8]}]})
 
@@ -214,8 +214,13 @@ def a_watcher_that_wants_an_account(w):
     Watchers(["wandb"], WatchedRun("sae", "demo/layer9", w.tmp, "1", 0, {}))
 
 
-@case(2, "'nosuch'", "no run.json", then="--sae FOLDER")
+@case(2, "'.'", "no run.json", then="--sae FOLDER")
 def gsnr_of_what_is_no_sae(w):
+    read_trained(Path())
+
+
+@case(2, "'nosuch'", then="Expected a finished SAE")
+def gsnr_of_what_is_not_there(w):
     read_trained(Path("nosuch"))
 
 

@@ -204,6 +204,10 @@ def modern_reference(cache, train):
     W_dec = drawn / drawn.norm(dim=1, keepdim=True)
     p = {"W_enc": W_dec.t().clone(), "b_enc": torch.zeros(D_SAE).double(), "W_dec": W_dec,
          "b_dec": torch.zeros(D_IN).double()}
+    first = next(float64_batches(cache, train, 1024, lambda x: (x - centre) * scale))
+    z = first @ p["W_enc"]
+    part = torch.where(z >= z.flatten().topk(3 * len(first)).values[-1], z, 0) @ W_dec
+    p["W_enc"] *= (first * part).sum() / part.square().sum()
     silent_for = torch.zeros(D_SAE)
     silent = torch.zeros(D_SAE, dtype=torch.bool)
 

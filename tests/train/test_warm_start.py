@@ -16,7 +16,7 @@ from train.architectures.batchtopk import BatchTopKSAE
 from train.config import plan_saes, read_train_config, sae_tables
 from train.export import load_sae
 from train.statistics import InputStatistics
-from train.warm_start import start_from, unfold
+from train.warm_start import read_source, start_from, unfold
 
 TRAIN = tiny_run.RECIPE["train"] | {"num_tokens": 64 * 40}
 
@@ -43,8 +43,7 @@ def test_it_begins_with_the_sources_latents_and_reconstructions_in_its_own_units
     new = InputStatistics(torch.linspace(-1, 1, 24), 0.37)
     source = load_sae(sources[name])
     sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=40, **sparsity(name)), 24, RunLength(10, 64))
-    digest = read_sealed(sources[name] / "run.json")["files"]["sae_weights.safetensors"]
-    start_from(sae, str(sources[name]), digest, new)
+    start_from(sae, str(sources[name]), read_source(str(sources[name]), "[[sae]]"), new)
     if isinstance(sae, BatchTopKSAE):  # its threshold comes from batches, and this one has seen none
         sae.threshold_calibrated.copy_(unfold(source, new)["threshold"][0])
     latents = source.encode(raw)
@@ -52,6 +51,20 @@ def test_it_begins_with_the_sources_latents_and_reconstructions_in_its_own_units
     # fp32 products of width 24 on either side, of rows that are 0.37 times as large on one
     torch.testing.assert_close(sae.encode(new.apply(raw)), latents * 0.37, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sae(new.apply(raw)), new.apply(source(raw)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["standard", "gated", "jumprelu"])
+def test_a_penalty_begins_with_the_coefficient_that_the_source_ended_with(sources, name):
+    ended = read_sealed(sources[name] / "run.json")["resolved"]["sparsity_coefficient"]
+    source = read_source(str(sources[name]), "[[sae]]")
+    sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=40, l0=3.0), 24, RunLength(10, 64))
+    assert float(sae.controller.coefficient()) == 1.0
+    start_from(sae, str(sources[name]), source, InputStatistics(torch.zeros(24), 1.0))
+    assert float(sae.controller.coefficient()) == pytest.approx(ended, rel=1e-6)
+    other = ARCHITECTURES["standard"](ARCHITECTURES["standard"].Config(d_sae=40, l0=3.0), 24, RunLength(10, 64))
+    start_from(other, str(sources["jumprelu"]), read_source(str(sources["jumprelu"]), "[[sae]]"),
+               InputStatistics(torch.zeros(24), 1.0))
+    assert float(other.controller.coefficient()) == 1.0  # another kind of penalty
 
 
 @pytest.mark.parametrize("source", ["standard", "jumprelu", "batchtopk"])
@@ -81,7 +94,7 @@ def test_it_begins_with_an_sae_that_was_made_elsewhere(tmp_path):
     new = InputStatistics(torch.linspace(-1, 1, 24), 0.37)
     source = load_sae(folder)
     sae = ARCHITECTURES["jumprelu"](ARCHITECTURES["jumprelu"].Config(d_sae=40, l0=3.0), 24, RunLength(10, 64))
-    start_from(sae, str(folder), file_digest(folder / "sae_weights.safetensors"), new)
+    start_from(sae, str(folder), read_source(str(folder), "[[sae]]"), new)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
     torch.testing.assert_close(sae(new.apply(raw)), new.apply(source(raw)), rtol=1e-4, atol=1e-4)
     assert ((sae.encode(new.apply(raw)) > 0) == (source.encode(raw) > 0)).all()

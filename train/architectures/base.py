@@ -51,8 +51,9 @@ class SAEConfig(Table):
     init: Literal["tied", "kaiming"] = "tied"
     """How W_dec and W_enc start. "tied": rows of W_dec in random directions, W_enc its transpose. "kaiming":
     Kaiming-uniform and independent of each other (SAELens 5, FAST). Rows of W_dec have unit norm in both."""
-    encoder_scale: float = Field(default=1.0, gt=0)
-    """W_enc starts as ``init`` says, times this."""
+    encoder_scale: float | None = Field(default=None, gt=0)
+    """W_enc starts as ``init`` says, times this. By default 1, but for TopK kinds that start "tied" the factor with
+    which the first batch is reconstructed with the least squared error."""
     frozen_decoder: bool = False
     """Leave W_dec as it is drawn and train the rest: the baseline of Korznikov et al. (arXiv 2602.14111)."""
 
@@ -257,4 +258,4 @@ def initial_weights(config: SAEConfig, d_in: int, d_sae: int, shards: Shards = A
     norms: Tensor = torch.linalg.vector_norm(decoder, dim=1)
     decoder = decoder / norms[:, None]
     encoder = decoder if tied else uniform(d_sae)
-    return decoder, encoder * config.encoder_scale, norms
+    return decoder, encoder * (config.encoder_scale or 1.0), norms

@@ -66,6 +66,8 @@ class MatryoshkaSAE(BatchTopKSAE):
         self.register_buffer("group_of", groups, persistent=False)
 
     def loss(self, x: Tensor, step: int) -> Loss:
+        if step == 0:
+            self.start(x)
         found = self._parts_sparse(x) if self.sums_pairs(x) else self._parts_dense(x)
         parts, counts, silent, with_gradient = found
         residual = x - self.b_dec

@@ -35,9 +35,8 @@ from train.evaluation.evaluate import Reconstruct, Subject, check_run, encode_an
 from train.evaluation.files import read_current
 from train.evaluation.metrics import Ints
 from train.export import ExportedSAE
-from train.export.exported import MadeFor
+from train.export.exported import RUN, MadeFor
 from train.policy import TokenPolicy, training_mask
-from train.training_set import RUN
 
 BASELINES = "baselines"
 """Their folder, in that of the layer's SAEs."""

@@ -16,10 +16,10 @@ from shared.errors import RecipeError
 from shared.reading.cache import Cache
 from shared.sealed_json import read_sealed, write_sealed
 from shared.storage import make_folder
-from train.export.exported import ExportedSAE
+from train.export.exported import RUN, ExportedSAE
 from train.export.loader import LAYOUTS, load_sae
 from train.policy import TokenPolicy, median_norm
-from train.training_set import RUN, layer_folder
+from train.training_set import layer_folder
 
 FOREIGN = "foreign.json"
 

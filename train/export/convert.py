@@ -8,10 +8,9 @@ from shared.sealed_json import read_sealed
 from train.architectures.matryoshka import MatryoshkaConfig
 from train.export import dictionary_learning, sparsify
 from train.export.dictionary_learning import write_dictionary
-from train.export.exported import check_files
+from train.export.exported import RUN
 from train.export.loader import load_sae
 from train.export.sparsify import write_sparse_coder
-from train.training_set import RUN
 
 FORMATS = {
     dictionary_learning.LAYOUT: {dictionary_learning.CONFIG, dictionary_learning.WEIGHTS},
@@ -39,7 +38,6 @@ def export_sae(run_folder: Path, form: str, out: Path) -> None:
     if out.exists() and (not out.is_dir() or _names(out) - FORMATS[form]):
         raise RecipeError(f"--out {out} holds something else than {' and '.join(sorted(FORMATS[form]))}. Take a new "
                           "folder.")
-    check_files(run_folder, run)
     sae = load_sae(run_folder)
     if form == sparsify.LAYOUT:
         write_sparse_coder(out, sae)

@@ -20,6 +20,9 @@ from shared.digests import file_digest
 from shared.errors import CorruptError, StorageError
 from train.architectures.sparse import decode_active
 
+RUN = "run.json"
+"""Beside an SAE of ours: what made it, and the digests of its files. Written last."""
+
 _MAX_BYTES = 8 << 20
 
 AGAIN = "Save or download the SAE again; one of ours is trained anew with --fresh."

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from shared.errors import CorruptError, RecipeError, StorageError
+from shared.sealed_json import read_sealed
 from train.export import dictionary_learning, saelens, sparsify
-from train.export.exported import AGAIN, ExportedSAE
+from train.export.exported import AGAIN, RUN, ExportedSAE, check_files
 
 LAYOUTS: dict[str, tuple[tuple[str, str], Callable[[Path, str | torch.device], ExportedSAE]]] = {
     saelens.LAYOUT: ((saelens.CONFIG, saelens.SAE_WEIGHTS), saelens.read_sae),
@@ -22,12 +23,14 @@ def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> Exported
     """Open the SAE in a folder: ``runs/<cache>/layer<L>/<name>/``, or one of another tool.
 
     Raises:
-        StorageError: there is none, or a file cannot be read. CorruptError: its files do not fit each other, or its
-            weights are not all numbers.
+        StorageError: there is none, or a file cannot be read. CorruptError: its files do not fit each other or the
+            digests in our run.json, or its weights are not all numbers.
         RecipeError: it is of a kind that is not known here.
     """
     folder = Path(folder)
     (_, weights), read = LAYOUTS[find_layout(folder)]
+    if (folder / RUN).is_file():
+        check_files(folder, read_sealed(folder / RUN))
     sae = read(folder, device)
     r_mag, b_mag = sae.magnitude or (None, None)
     for part in (sae.W_enc, sae.W_dec, sae.b_dec, sae.b_enc, sae.threshold, r_mag, b_mag):

@@ -1,6 +1,7 @@
 """Watchers by the name that [train] watch gives them. Their packages are extras, imported when one is opened."""
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from shared.errors import RecipeError
@@ -54,7 +55,7 @@ class Watchers:
             return WATCHERS[name](run)
         except ImportError as error:
             raise RecipeError(f"[train].watch: {name!r} needs a package that is not installed here ({error}). "
-                              f"Install it: python -m pip install -e \".[{name}]\"") from error
+                              f"Install it: {sys.executable} -m pip install -e \".[{name}]\"") from error
         except Exception as error:  # a third party's own: no account, no network, no space
             lines = str(error).strip().splitlines() or [type(error).__name__]
             offline = " Or let it stay offline: WANDB_MODE=offline" if name == "wandb" else ""

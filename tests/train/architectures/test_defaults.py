@@ -37,3 +37,33 @@ def test_the_magnitudes_of_gated_start_as_its_gates_do():
     assert torch.equal(sae.b_mag, sae.b_enc)
     gates = sae.pre_acts(x).relu()
     torch.testing.assert_close(sae.encode(x), gates, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_a_tied_encoder_starts_at_the_size_that_reconstructs_the_first_batch_best(name):
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    sae, drawn = build(name, k=40), build(name, k=40).W_enc.detach()
+    sae.loss(x, 0)
+    factor = float((sae.W_enc.detach() / drawn).mean())
+    torch.testing.assert_close(sae.W_enc.detach(), drawn * factor)
+
+    def error(times):
+        pre_acts = x @ (drawn * times)
+        latents = torch.zeros_like(pre_acts)
+        chosen = sae.choose(pre_acts)
+        latents.view(-1)[chosen] = pre_acts.view(-1)[chosen].relu()
+        return (x - latents @ sae.W_dec).square().sum()
+
+    assert 0.2 < factor < 0.8
+    assert error(factor) < min(error(0.98 * factor), error(1.02 * factor))
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_an_encoder_that_is_given_or_independent_of_the_decoder_keeps_its_size(name):
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    given = build(name)
+    given.start_from({"W_enc": given.W_enc.detach().clone()})
+    for sae in (given, build(name, init="kaiming"), build(name, encoder_scale=1.0)):
+        before = sae.W_enc.detach().clone()
+        sae.loss(x, 0)
+        assert torch.equal(sae.W_enc.detach(), before)
