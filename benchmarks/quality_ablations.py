@@ -55,6 +55,7 @@ BATCHTOPK = {
     "decoder at the encoder's rate": Variant(sae={"decoder_lr": 1.0}),
     "biases at the encoder's rate": Variant(sae={"bias_lr": 1.0}),
     "beta2 0.999": Variant(train={"beta2": 0.999}),
+    "encoder that starts as the decoder": Variant(sae={"encoder_scale": 1.0}),
     "constant learning rate": Variant(train={"warmup_share": 0.0, "decay_share": 0.0}),
     "no clipping": Variant(train={"grad_clip": None}),
     "decoder rows of any norm": Variant(unit_rows=False),

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from train.policy import TokenPolicy
+
 _SUBSETS = ("content", "policy", "all_without_first", "special", "special_without_first")
 _COLUMN = 13
 """Characters of an SAE's column of the table by class."""
@@ -40,9 +42,12 @@ def print_summary(evaluations: Sequence[dict[str, Any]], console: Console) -> No
     columns = max(1, (console.width - 26) // _COLUMN)
     for start in range(0, len(evaluations), columns):
         _print_classes(evaluations[start : start + columns], console)
-    for evaluation in evaluations:
-        if "baseline" not in evaluation:
-            console.print(f"{evaluation['sae']}: {_dead(evaluation)}", highlight=False, soft_wrap=True)
+    saes = [evaluation for evaluation in evaluations if "baseline" not in evaluation]
+    policies = {evaluation["sae"]: TokenPolicy.model_validate(evaluation["policy"]).describe() for evaluation in saes}
+    differ = len(set(policies.values())) > 1
+    for evaluation in saes:
+        policy = f"; policy: {policies[evaluation['sae']]}" if differ else ""
+        console.print(f"{evaluation['sae']}: {_dead(evaluation)}{policy}", highlight=False, soft_wrap=True)
     console.print("mse is per dimension, in the units of the model; every explained variance is centred on its "
                   "own rows' mean. 95 % intervals stand in eval.json.", highlight=False,
                   soft_wrap=True)

@@ -205,6 +205,18 @@ def test_the_summary_fits_a_terminal_and_names_every_sae(evaluated):
     assert "…" not in text
     for evaluation in evaluated[2]:
         assert evaluation["sae"] in text
+    assert "policy:" not in text  # it is the same of all
+
+
+def test_the_summary_says_the_policies_of_saes_that_only_these_tell_apart(evaluated):
+    one = evaluated[2][0]
+    other = {**one, "sae": f"{one['sae']}-other", "policy": TokenPolicy(keep_classes=("user",)).model_dump(mode="json")}
+    console = Console(width=80, record=True)
+    print_summary([one, other], console)
+    lines = console.export_text().splitlines()
+    assert any(line.startswith(one["sae"] + ": ") and "policy: drop class first; norm <= 10 x median" in line
+               for line in lines)
+    assert any(line.startswith(other["sae"] + ": ") and "policy: keep class user" in line for line in lines)
 
 
 def more_held_out(units):
