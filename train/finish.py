@@ -31,23 +31,25 @@ _TRAINED_BATCHES = 8
 
 
 @torch.no_grad()
-def calibrate(sae: SAE, batches: Sequence[Tensor], held_out: Iterable[Tensor]) -> tuple[float, str | None]:
+def calibrate(sae: SAE, batches: Sequence[Tensor], held_out: Iterable[Tensor] | None) -> tuple[float, str | None]:
     """Set what is estimated with the final weights.
 
     Args:
         batches: training rows ``[batch, d_in]`` to set it from, scaled.
-        held_out: others to compare them with; there may be none.
+        held_out: others to compare them with, of which there may be none. None: ``batches`` are of some types alone,
+            whose L0 says nothing about that of all rows, which a penalty follows.
 
     Returns:
         The mean L0 of the training rows, and what to tell of it (`missed_l0`).
     """
     trained = None
-    if getattr(sae, "controller", None) is not None:
+    if held_out is not None and getattr(sae, "controller", None) is not None:
         trained = float(row_l0(sae, batches[:_TRAINED_BATCHES]).double().mean())
     with order_statistics_allowed():
         sae.calibrate(list(batches))
     training = row_l0(sae, batches)
-    return float(training.double().mean()), missed_l0(sae.config.asked_l0(), trained, training, row_l0(sae, held_out))
+    missed = missed_l0(sae.config.asked_l0(), trained, training, row_l0(sae, held_out or []))
+    return float(training.double().mean()), missed
 
 
 def row_l0(sae: SAE, batches: Iterable[Tensor]) -> Tensor:

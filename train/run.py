@@ -326,9 +326,8 @@ class SetRun:
         calibration = [self.on_device.apply(x) for x in self._calibration_batches()] if self.trainers else []
         for log in self.logs:
             log.close()
-        held_out: list[torch.Tensor] = []
-        if self.sample is not None and not self.train_config.calibration_types:  # else it has rows of other types
-            held_out = [self.on_device.apply(x) for x in torch.split(self.sample, self.train_config.batch_size)]
+        sample = [] if self.sample is None else torch.split(self.sample, self.train_config.batch_size)
+        held_out = None if self.train_config.calibration_types else [self.on_device.apply(x) for x in sample]
         for trainer in self.trainers:
             l0, missed = calibrate(trainer.sae, calibration, held_out)
             if missed:

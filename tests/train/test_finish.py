@@ -6,7 +6,9 @@ import torch
 from tests.train import tiny_run
 from tests.train.fake_cache import FakeCache, planted
 from tests.train.tiny_run import RECIPE
-from train.finish import missed_l0
+from train.architectures.base import RunLength
+from train.architectures.standard import StandardSAE
+from train.finish import calibrate, missed_l0
 
 
 def rows_of(l0, number=10_000):
@@ -61,3 +63,14 @@ def test_inputs_whose_size_no_penalty_was_made_for_are_told(tmp_path, monkeypatc
     [warned] = [line for line in said if line.startswith("Warning")]
     assert "came to 0.0 by its penalty" in warned
     assert "train.scale" in warned
+
+
+def test_the_l0_of_some_types_of_rows_is_not_held_against_what_a_penalty_came_to_on_all():
+    sae = StandardSAE(StandardSAE.Config(d_sae=48, l0=3.0), 24, RunLength(10, 64))
+    batches = [torch.randn(512, 24, generator=torch.Generator().manual_seed(0))]  # half of all latents are active
+    for held_out, told in (([], True), (None, False)):
+        with torch.no_grad():
+            sae.b_enc.zero_()
+        l0, missed = calibrate(sae, batches, held_out)
+        assert l0 == pytest.approx(3, abs=0.01)
+        assert (missed is not None) == told

@@ -134,9 +134,10 @@ def sae_subject(cache: Cache, layer: int, folder: Path, device: str) -> Subject:
     run = read_record(folder)
     check_run(cache, layer, folder, run)
     weights = Path(run.get("folder", folder))  # of one that was made elsewhere they lie there
-    check_files(weights, run)
-    sae = load_sae(weights, device)
     is_foreign = "source" in run
+    if is_foreign:  # one of ours is checked where it is opened
+        check_files(weights, run)
+    sae = load_sae(weights, device)
     return Subject(folder, run["name"], run["architecture"], sae.d_sae, encode_and_decode(sae),
                    TokenPolicy.model_validate(run["policy"]), run["resolved"]["median_norm"],
                    None if is_foreign else (run["dead_train"], run["dead_train_window_tokens"]),
