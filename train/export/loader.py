@@ -28,9 +28,9 @@ def load_sae(folder: Path | str, device: str | torch.device = "cpu") -> Exported
         RecipeError: it is of a kind that is not known here.
     """
     folder = Path(folder)
-    (_, weights), read = LAYOUTS[find_layout(folder)]
     if (folder / RUN).is_file():
         check_files(folder, read_sealed(folder / RUN))
+    (_, weights), read = LAYOUTS[find_layout(folder)]
     sae = read(folder, device)
     r_mag, b_mag = sae.magnitude or (None, None)
     for part in (sae.W_enc, sae.W_dec, sae.b_dec, sae.b_enc, sae.threshold, r_mag, b_mag):
