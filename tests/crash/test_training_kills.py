@@ -89,7 +89,9 @@ def undisturbed(command, words, memory):
 
 
 def steps_saved(runs):
-    return max([int(path.name.removeprefix("step-")) for path in runs.rglob("step-*")], default=0)
+    # Not rglob, which would look into a checkpoint while it is removed.
+    found = runs.glob("*/*/checkpoints/*/step-*")
+    return max([int(path.name.removeprefix("step-")) for path in found], default=0)
 
 
 def test_killed_thirty_times_it_ends_with_the_same_bits(command, words, undisturbed, memory, share, counts):
