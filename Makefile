@@ -33,7 +33,7 @@ processes = $(or $(WORKERS),$(gpus))
 # take long, and under SLURM a process that has stopped waits ten minutes to be requeued. Its own default is 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=660
 
-# Files are compiled when they are first imported: most never are, and all of them take half of the set-up.
+# Files are compiled when they are first imported: most never are.
 install = pip install --quiet --disable-pip-version-check --no-compile
 
 # A variable, because make takes a comma inside $(if ...) for the end of its text.

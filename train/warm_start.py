@@ -10,8 +10,8 @@ they did to x: before the first step a new SAE of the source's architecture, or 
 and Gated), has its latents and reconstructions, s times as large. What the source lacks (a threshold, from TopK to
 JumpReLU) starts as it always does, and what the new SAE has no place for (a threshold, from BatchTopK to Standard) is
 left out: more latents are active then. A penalty that follows an L0 begins with the coefficient that a source of ours
-and of the same architecture ended with. The digest of the source is in the new
-SAE's recipe, and so in its name: another source is another SAE.
+and of the same architecture ended with. The digest of the source is in the new SAE's recipe, and so in its name:
+another source is another SAE.
 """
 
 from collections.abc import Mapping

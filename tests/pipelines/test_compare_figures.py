@@ -1,6 +1,7 @@
 """Figures and paired differences against brute force over rows, in float64, and against what is worked out by hand."""
 
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.comparison.comparison import compare
-from pipelines.comparison.measure import COUNTS, HOLDS_ZERO, NO_INTERVAL, NO_SEEDS, WITHIN_SEEDS, verdict
+from pipelines.comparison.measure import (
+    COUNTS,
+    HOLDS_ZERO,
+    NO_INTERVAL,
+    NO_SEEDS,
+    OTHER_TOKENS,
+    WITHIN_SEEDS,
+    differences,
+    verdict,
+)
 from pipelines.loss.figures import SUMS, loss_figures
 from tests.pipelines.planted import Planted, Rows, make_rows, plant, plant_loss, write
 from train.evaluation import bootstrap
@@ -110,6 +120,15 @@ def test_a_small_planted_shift_is_found_though_intervals_of_the_figures_overlap(
     assert row.difference == pytest.approx((0.97**2 - 1) * one.value, rel=1e-9)
     assert row.high < 0
     assert row.verdict == NO_SEEDS
+
+
+def test_a_difference_between_figures_of_other_tokens_never_counts(sets):
+    found, reference = sets[2].measured[1], sets[2].measured[0]
+    key = ("content", "mse")
+    fewer = replace(found, figures=found.figures | {key: replace(found.figures[key], num_rows=7)})
+    verdicts = {(row.subset, row.metric): row.verdict for row in differences(fewer, reference)}
+    assert verdicts[key] == OTHER_TOKENS
+    assert COUNTS in verdicts.values()
 
 
 def test_conversations_in_another_order_are_paired_all_the_same(tmp_path):
