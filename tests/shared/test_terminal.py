@@ -157,6 +157,8 @@ def test_a_second_signal_later_ends_it_at_once():
     process = run(LOOP.replace("    print('tidied up'", "    time.sleep(60)\n    print('tidied up'"), before=SOON)
     assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGTERM)
+    while "safe point" not in process.stderr.readline():
+        assert process.poll() is None
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
