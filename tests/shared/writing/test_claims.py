@@ -216,6 +216,7 @@ def test_a_counter_that_jumps_backwards_is_a_sign_of_life(cache):
 
 def test_a_cache_that_somebody_writes_is_not_removed(cache, monkeypatch):
     monkeypatch.setattr(writers, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(writers, "PATIENCE_SECONDS", 3.0)
     with writer_folder(cache) as writer:
         with pytest.raises(TryAgainError, match=writer):
             remove_cache(cache)
