@@ -92,10 +92,10 @@ evaluate: $(READY) ## Repeat the held-out metrics of a layer's SAEs: make evalua
 test: $(READY) ## Unit, contract and end-to-end tests; pip packages alone
 	$(PY) -m pytest -q $(together) -m "not gpu and not system and not crash" tests
 
-test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a tenth of the crash suite; says what it could not run
+test-system: $(READY) $(PEERS)/.ready ## Real peers, full disks, SLURM, a twentieth of the crash suite; says what it could not run
 	@# Watchers of training runs; an environment of the user's own is left as it is.
 	$(if $(READY),$(PY) -m $(install) -c constraints.txt -e ".[$(watchers)]")
-	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.1 \
+	SAE_LENS_PYTHON=$(PEERS)/bin/python GRANARY_CRASH_SHARE=0.05 \
 	    $(PY) -m pytest -q $(together) -m "system or crash" tests
 
 test-crash: $(READY) ## The whole crash-consistency suite, about an hour; writes docs/reliability.md

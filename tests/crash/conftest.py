@@ -1,7 +1,7 @@
 """How much of the suite runs, and the caches that it attacks.
 
 GRANARY_CRASH_SHARE is the share of every list of crash points that is tried: 0.005 where it is not set
-(`make test`), 0.1 in `make test-system`, 1 in `make test-crash`, whose counts become docs/reliability.md.
+(`make test`), 0.05 in `make test-system`, 1 in `make test-crash`, whose counts become docs/reliability.md.
 """
 
 import os

@@ -74,7 +74,7 @@ can only leave with it (for the late writer: on pauses). Every one must be caugh
 ## Again
 
     make test-crash      # all of it, {minutes} minutes of tests, spread over the cores; writes this page
-    make test-system     # a tenth of it, among other things
+    make test-system     # a twentieth of it, among other things
     make test            # a few seconds of it
 
 GRANARY_CRASH_SHARE=0.5 with `pytest tests/crash` runs any other share. The suite needs `strace` for kills at system
