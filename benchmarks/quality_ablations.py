@@ -1,6 +1,6 @@
 """What each means of the recipe `modern` gives: an architecture without one of them at a time, and with some it lacks.
 
-    python -m benchmarks.quality_ablations [--architecture batchtopk] [--cache caches/quality --layer 9] [--steps N]
+    python -m benchmarks.quality_ablations [--architecture batchtopk] [--l0 32] [--cache caches/quality] [--steps N]
 
 All train side by side on the same batches, one pass over the cache (or ``--steps`` batches), from the same weights.
 Explained variance and L0 are on held-out rows of CONTENT, with thresholds from training rows of CONTENT, as in
@@ -27,7 +27,7 @@ from train.optimizer import default_lr
 from train.statistics import measure
 from train.trainer import Trainer
 
-L0, EXPANSION, BATCH_SIZE = 32, 8, 1024
+EXPANSION, BATCH_SIZE = 8, 1024
 LAST_BATCHES = 300
 """That the decoder is fitted to."""
 PRIOR = 30.0
@@ -79,7 +79,8 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     "batchtopk": BATCHTOPK,
     "jumprelu": {
         **RATES,
-        "beta2 0.99": Variant(train={"beta2": 0.99}),
+        "beta2 0.999": Variant(train={"beta2": 0.999}),
+        "encoder that starts as the decoder": Variant(sae={"encoder_scale": 1.0}),
         "thresholds at 3 times the rate": Variant(sae={"threshold_lr": 3.0}),
         "biases at 4 times the rate": Variant(sae={"bias_lr": 4.0}),
         "start at 4 times L0": Variant(sae={"start_l0": 4.0}),
@@ -93,12 +94,13 @@ VARIANTS: dict[str, dict[str, Variant]] = {
 class Contender:
     """A variant in training."""
 
-    def __init__(self, architecture: str, variant: Variant, d_in: int, length: RunLength, axes: Tensor) -> None:
+    def __init__(self, architecture: str, l0: int, variant: Variant, length: RunLength, axes: Tensor) -> None:
+        d_in = len(axes)
         self.axes = axes if variant.principal_axes else torch.eye(d_in)
         self.turned = variant.principal_axes
         kind = ARCHITECTURES[architecture]
         sparsity = "k" if "k" in kind.Config.model_fields else "l0"
-        config = kind.Config.model_validate({sparsity: L0, "expansion": EXPANSION, **variant.sae})
+        config = kind.Config.model_validate({sparsity: l0, "expansion": EXPANSION, **variant.sae})
         self.sae: SAE = kind(config, d_in, length)
         if not variant.unit_rows:
             self.sae.unit_rows = ()  # type: ignore[misc]
@@ -143,6 +145,7 @@ def main() -> None:
     parser.add_argument("--cache", default="caches/quality")
     parser.add_argument("--layer", type=int, default=9)
     parser.add_argument("--steps", type=int, help="Default: one pass.")
+    parser.add_argument("--l0", type=int, default=32)
     arguments = parser.parse_args()
     cache, layer = open_cache(arguments.cache), arguments.layer
     batches = Batches(cache, layer=layer, batch_size=BATCH_SIZE, num_steps=arguments.steps)
@@ -152,7 +155,7 @@ def main() -> None:
     sample = torch.cat(rows.calibration).double()
     axes = torch.linalg.eigh(sample.T @ sample).eigenvectors.float()
     architecture = arguments.architecture
-    contenders = {name: Contender(architecture, variant, cache.d_model, length, axes)
+    contenders = {name: Contender(architecture, arguments.l0, variant, length, axes)
                   for name, variant in VARIANTS[architecture].items()}
 
     last = []
@@ -179,9 +182,9 @@ def main() -> None:
     modern = contenders["modern"]
     if architecture == "batchtopk":
         report("least-squares decoder", modern, least_squares_decoder(modern.sae, last))
-    save(f"quality_ablations_{architecture}_layer{layer}", {
+    save(f"quality_ablations_{architecture}_layer{layer}" + f"_l0-{arguments.l0}" * (arguments.l0 != 32), {
         "architecture": architecture, "layer": layer, "steps": length.num_steps, "d_sae": modern.sae.d_sae,
-        "target_l0": L0, "variants": found})
+        "target_l0": arguments.l0, "variants": found})
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ class TrainConfig(Table):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's decay of the gradient's average."""
     beta2: float | None = Field(default=None, ge=0, lt=1)
-    """Adam's decay of the squared gradient's average. By default a rule of the run's length (`default_beta2`),
-    for JumpReLU 0.999."""
+    """Adam's decay of the squared gradient's average. By default a rule of the run's length
+    (`train.optimizer.default_beta2`)."""
     grad_clip: float | None = Field(default=1.0, ge=0)
     """Largest global gradient norm of an SAE (the loss sums over d_in); 0: any."""
     scale: bool = True

@@ -11,7 +11,7 @@ from train.architectures import SAE
 from train.config import TrainConfig
 from train.graphs import StepGraphs
 from train.kernels.device import on_triton
-from train.optimizer import Adam, lr_factor
+from train.optimizer import Adam, default_beta2, lr_factor
 
 _FIGURES = ("loss", "mse", "sparsity", "aux", "l0", "variance", "steps")
 
@@ -28,7 +28,7 @@ class Trainer:
         self.lr = lr
         self.config = config
         self.num_steps = sae.length.num_steps
-        self.beta2 = sae.beta2() if config.beta2 is None else config.beta2
+        self.beta2 = default_beta2(self.num_steps) if config.beta2 is None else config.beta2
         self.adam = Adam(self.sae.named_parameters(), lr, (config.beta1, self.beta2), self.sae.lr_multiples(),
                          self.sae.unit_rows, divided=self.sae.per_latent, shards=self.sae.shards)
         # bf16 products with fp32 weights and moments on CUDA. Most CPUs multiply bf16 slower than fp32.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.optimizer import Adam, default_lr, lr_factor
+from train.optimizer import Adam, default_beta2, default_lr, lr_factor
 
 
 def test_the_rate_rises_holds_and_falls_to_just_above_zero():
@@ -33,6 +33,11 @@ def test_the_cosine_is_that_of_fast_in_three_parts():
     assert factor(256_000 + 32_000) == pytest.approx(0.05)
     assert factor(319_999) == pytest.approx(0.1 / 64_000)
     assert lr_factor(0, 10, 0.0, 0.0, "cosine") == 1.0
+
+
+@pytest.mark.parametrize(("num_steps", "steps"), [(10, 100), (1000, 100), (4000, 400), (10_000, 1000), (320_000, 1000)])
+def test_adam_looks_back_over_a_tenth_of_the_run_within_bounds(num_steps, steps):
+    assert default_beta2(num_steps) == pytest.approx(1 - 1 / steps, abs=1e-12)
 
 
 def test_the_default_rate_falls_with_width_and_tokens():

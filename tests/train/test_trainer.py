@@ -36,6 +36,13 @@ def test_dense_latents_are_those_active_on_over_a_tenth_of_the_tokens_since_the_
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+def test_beta2_is_the_rule_of_the_runs_length_where_none_is_given(name):
+    for given, found in ((None, 0.995), (0.9, 0.9)):
+        sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=D_SAE), D_IN, RunLength(2000, BATCH))
+        assert Trainer(name, sae, 1e-3, TrainConfig(beta2=given), torch.device("cpu")).beta2 == pytest.approx(found)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_loss_of_a_line_is_the_mean_of_what_was_minimised(name):
     sae = ARCHITECTURES[name](ARCHITECTURES[name].Config(d_sae=D_SAE), D_IN, RunLength(8, BATCH))
     trainer = Trainer(name, sae, 1e-3, TrainConfig(), torch.device("cpu"))

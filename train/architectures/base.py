@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from shared.recipe import Table
 from train.kernels.products import product
-from train.optimizer import default_beta2
 from train.shards import ALONE, Shards
 
 
@@ -52,8 +51,9 @@ class SAEConfig(Table):
     """How W_dec and W_enc start. "tied": rows of W_dec in random directions, W_enc its transpose. "kaiming":
     Kaiming-uniform and independent of each other (SAELens 5, FAST). Rows of W_dec have unit norm in both."""
     encoder_scale: float | None = Field(default=None, gt=0)
-    """W_enc starts as ``init`` says, times this. By default 1, but for TopK kinds that start "tied" the factor with
-    which the first batch is reconstructed with the least squared error."""
+    """W_enc starts as ``init`` says, times this. By default 1, but for TopK kinds and JumpReLU that start "tied" the
+    factor with which the first batch is reconstructed with the least squared error (docs/quality.md). Standard and
+    Gated shrink what they pass by their biases, and do not overshoot."""
     frozen_decoder: bool = False
     """Leave W_dec as it is drawn and train the rest: the baseline of Korznikov et al. (arXiv 2602.14111)."""
 
@@ -161,6 +161,20 @@ class SAE(nn.Module, ABC):
         self.given = frozenset(weights)
 
     @torch.no_grad()
+    def encoder_factor(self, x: Tensor, latents: Tensor) -> Tensor | float:
+        """Times what W_enc starts, so that ``latents`` [batch, width] of the first batch reconstruct it with the least
+        squared error; 1 where W_enc or its scale were given.
+
+        Each active latent takes all of x along its direction, and random directions are not orthogonal: with a tied
+        encoder they overshoot together, with 32 of 4,608 by 2, with 256 by more than 3.
+        """
+        if self.config.encoder_scale is not None or self.config.init != "tied" or "W_enc" in self.given:
+            return 1.0
+        part = self.decode(latents).float() - self.b_dec
+        factor = ((x - self.b_dec) * part).sum() / part.square().sum().clamp_min(1e-30)
+        return torch.where(factor > 0, factor, 1.0)
+
+    @torch.no_grad()
     def assemble(self) -> None:
         """Become the whole SAE, on the CPU, in the first of several processes. In the others it is of no use then."""
         if self.shards.size > 1:
@@ -212,10 +226,6 @@ class SAE(nn.Module, ABC):
     def lr_multiples(self) -> dict[str, float]:
         """Parameters that learn at another rate than the rest, as multiples of it."""
         return {"W_dec": self.config.decoder_lr or 3.0, "b_enc": self.config.bias_lr}
-
-    def beta2(self) -> float:
-        """Adam's decay of the squared gradient where [train] gives none: `default_beta2`, but for JumpReLU."""
-        return default_beta2(self.length.num_steps)
 
     def calibrate(self, batches: list[Tensor]) -> None:
         """Set what is estimated with the final weights, from batches of training rows ``[batch, d_in]``."""

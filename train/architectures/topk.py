@@ -108,19 +108,12 @@ class TopKSAE(SAE):
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
-        """Scale W_enc from the first batch, so that it is reconstructed with the least squared error.
-
-        Each of the k latents of a row takes all of x along its direction, and random directions are not orthogonal:
-        with a tied encoder they overshoot together, with k 32 of 4,608 by 2, with 256 by more than 3.
-        """
-        if self.config.encoder_scale is None and self.config.init == "tied" and "W_enc" not in self.given:
-            pre_acts = self.pre_acts(x)
-            chosen = self.choose(pre_acts)
-            latents = torch.zeros_like(pre_acts)
-            latents.view(-1)[chosen] = pre_acts.view(-1)[chosen].relu()
-            part = self.decode(latents).float() - self.b_dec
-            factor = ((x - self.b_dec) * part).sum() / part.square().sum().clamp_min(1e-30)
-            self.W_enc.mul_(torch.where(factor > 0, factor, 1.0))
+        """Scale W_enc from the first batch (`encoder_factor`)."""
+        pre_acts = self.pre_acts(x)
+        chosen = self.choose(pre_acts)
+        latents = torch.zeros_like(pre_acts)
+        latents.view(-1)[chosen] = pre_acts.view(-1)[chosen].relu()
+        self.W_enc.mul_(self.encoder_factor(x, latents))
 
     def loss(self, x: Tensor, step: int) -> Loss:
         if step == 0:

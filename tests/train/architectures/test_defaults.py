@@ -58,12 +58,31 @@ def test_a_tied_encoder_starts_at_the_size_that_reconstructs_the_first_batch_bes
     assert error(factor) < min(error(0.98 * factor), error(1.02 * factor))
 
 
-@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_a_tied_jumprelu_starts_at_the_size_that_reconstructs_the_first_batch_best():
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    sae, drawn = build("jumprelu", l0=8), build("jumprelu").W_enc.detach()
+    sae.loss(x, 0)
+    factor = float((sae.W_enc.detach() / drawn).mean())
+    torch.testing.assert_close(sae.W_enc.detach(), drawn * factor)
+    active = sae.encode(x) > 0
+    assert float((active.sum(0) - 8).abs().max()) <= 1  # an eighth of the rows each, but for rounding
+
+    def error(times):
+        return (x - (x @ drawn * times * active) @ sae.W_dec).square().sum()
+
+    assert 0.2 < factor < 0.8
+    assert error(factor) < min(error(0.98 * factor), error(1.02 * factor))
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka", "jumprelu"])
 def test_an_encoder_that_is_given_or_independent_of_the_decoder_keeps_its_size(name):
     x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
     given = build(name)
     given.start_from({"W_enc": given.W_enc.detach().clone()})
-    for sae in (given, build(name, init="kaiming"), build(name, encoder_scale=1.0)):
+    saes = [given, build(name, init="kaiming"), build(name, encoder_scale=1.0)]
+    if name == "jumprelu":
+        saes.append(build(name, loss="step"))  # its thresholds would hardly move
+    for sae in saes:
         before = sae.W_enc.detach().clone()
         sae.loss(x, 0)
         assert torch.equal(sae.W_enc.detach(), before)

@@ -76,13 +76,6 @@ def test_auxk_takes_a_latent_after_a_fiftieth_of_the_run_within_bounds(name, num
     assert sae.loss(x, 0).aux > 0
 
 
-@pytest.mark.parametrize(("num_steps", "steps"), [(10, 100), (1000, 100), (4000, 400), (10_000, 1000), (320_000, 1000)])
-def test_adam_looks_back_over_a_tenth_of_the_run_within_bounds_but_for_jumprelu(num_steps, steps):
-    for name in ARCHITECTURES:
-        expected = 0.999 if name == "jumprelu" else 1 - 1 / steps
-        assert build(name, num_steps)[0].beta2() == pytest.approx(expected, abs=1e-12)
-
-
 def test_the_decoder_learns_three_times_as_fast():
     length, biases = RunLength(100, 128), {"gated": 1, "jumprelu": 10}
     for name in ARCHITECTURES:
