@@ -29,8 +29,8 @@ def default_lr(d_sae: int, num_tokens: int, batch_size: int) -> float:
 def default_beta2(num_steps: int) -> float:
     """Adam looks back over a tenth of the run: 100 steps at least (0.99), 1,000 at most (0.999, as is usual).
 
-    In a run of 1,000 steps, 0.999 weighs the large gradients of the beginning until the end. There 0.99 explains more,
-    beside the decoder's threefold rate with every architecture (docs/quality.md).
+    In a run of 1,000 steps, 0.999 weighs the large gradients of the beginning until the end. There 0.99 explains more
+    with every architecture, beside the decoder's threefold rate (docs/quality.md).
     """
     return 1 - 1 / min(1000, max(100, num_steps // 10))
 

@@ -162,8 +162,8 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def encoder_factor(self, x: Tensor, latents: Tensor) -> Tensor | float:
-        """Times what W_enc starts, so that ``latents`` [batch, width] of the first batch reconstruct it with the least
-        squared error; 1 where W_enc or its scale were given.
+        """Factor of W_enc with which ``latents`` [batch, width] of the first batch reconstruct it with the least
+        squared error (a scalar); 1 where W_enc or its scale is given, or not tied to W_dec.
 
         Each active latent takes all of x along its direction, and random directions are not orthogonal: with a tied
         encoder they overshoot together, with 32 of 4,608 by 2, with 256 by more than 3.

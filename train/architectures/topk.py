@@ -108,7 +108,7 @@ class TopKSAE(SAE):
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
-        """Scale W_enc from the first batch (`encoder_factor`)."""
+        """Scale W_enc by the first batch (`encoder_factor`)."""
         pre_acts = self.pre_acts(x)
         chosen = self.choose(pre_acts)
         latents = torch.zeros_like(pre_acts)
